@@ -1,0 +1,279 @@
+//! The messages.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{FrameError, GenerationOptions};
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// Answered by [`Response::Status`].
+    Status,
+    /// Reads the configuration of a model directory and checks that its files
+    /// are there, whole and of the right shapes. Answered by [`Response::Model`].
+    Inspect { model: ModelRef },
+    /// Embeds texts. Answered by [`Response::Embeddings`], in input order.
+    Embed { model: ModelRef, texts: Vec<String> },
+    /// Describes pictures, each once for every prompt. Answered by
+    /// [`Response::Captions`]: the answers of a picture joined by one space,
+    /// in input order. The pictures follow each other in the body.
+    Describe {
+        model: ModelRef,
+        /// Length of each picture in the body, in bytes.
+        image_bytes: Vec<u32>,
+        /// Empty for one caption without a prompt.
+        prompts: Vec<String>,
+        options: GenerationOptions,
+    },
+    /// Loads a model ahead of its first use. Answered by [`Response::Done`].
+    Load { model: ModelRef },
+    /// Frees a model when its running requests are done; one that is not
+    /// loaded is left alone. Answered by [`Response::Done`].
+    Unload { model: ModelRef },
+}
+
+/// A model as the database's administrator registered it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ModelRef {
+    /// Name for messages.
+    pub name: String,
+    /// Directory on the database's host in Hugging Face's layout.
+    pub directory: String,
+    /// Bounds that apply to this request.
+    pub limits: Limits,
+}
+
+/// Bounds on a single input; exceeding one is an error of that input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Limits {
+    /// Longest text, in bytes of UTF-8.
+    pub max_text_bytes: u64,
+    /// Largest encoded picture, in bytes.
+    pub max_image_bytes: u64,
+    /// Largest decoded picture, in pixels.
+    pub max_image_pixels: u64,
+}
+
+/// What the server answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Response {
+    Status(ServerStatus),
+    Model(ModelInfo),
+    /// The body holds the vectors, see [`embeddings_body`].
+    Embeddings(EmbeddingBatch),
+    Captions(Vec<String>),
+    Done,
+    Error(ErrorReply),
+}
+
+/// Shape of the vectors in the body of [`Response::Embeddings`]: row-major
+/// `(rows, dimensions)`, f32, little-endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmbeddingBatch {
+    pub rows: u32,
+    pub dimensions: u32,
+}
+
+/// An error of a whole request: nothing of it has been done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReply {
+    pub code: ErrorCode,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+    /// Position of the input at fault, from 0, where one is.
+    pub item: Option<u32>,
+}
+
+/// Kinds of errors; the extension maps each to an SQLSTATE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ErrorCode {
+    /// The bytes are not a picture that can be decoded.
+    InvalidImage,
+    /// More bytes or pixels than the limits allow.
+    ImageTooLarge,
+    /// More text than the limits allow.
+    TextTooLarge,
+    /// A generation option has no meaning for this model, or a wrong value.
+    InvalidOption,
+    /// What was asked for exists in the interface but not in this release.
+    NotSupported,
+    /// The model's directory or one of its files is missing.
+    ModelMissing,
+    /// A file of the model is damaged or of a kind that is not known.
+    ModelInvalid,
+    /// The model does something else (a captioner was asked to embed).
+    WrongTask,
+    /// The queue is full.
+    Overloaded,
+    /// The device has too little memory.
+    OutOfDeviceMemory,
+    /// The server is shutting down.
+    ShuttingDown,
+    /// The peer broke the protocol.
+    Protocol,
+    /// Anything else; a bug.
+    Internal,
+}
+
+/// What a model does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelTask {
+    Embed,
+    Describe,
+}
+
+impl ModelTask {
+    /// Name in SQL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Embed => "embed",
+            Self::Describe => "describe",
+        }
+    }
+}
+
+/// Family of a model, after `model_type` of its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    Bert,
+    Blip,
+}
+
+impl Architecture {
+    /// Name in SQL and in Hugging Face's configurations.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bert => "bert",
+            Self::Blip => "blip",
+        }
+    }
+}
+
+/// What is known of a model from its files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    pub task: ModelTask,
+    pub architecture: Architecture,
+    /// Length of the vectors; `None` for captioners.
+    pub dimensions: Option<u32>,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Identity of the model's files (sizes and modification times), which
+    /// changes when they do.
+    pub revision: String,
+}
+
+/// State of a running server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    pub pid: u32,
+    pub version: String,
+    /// `cpu` or `cuda:0`.
+    pub device: String,
+    /// Compute threads.
+    pub threads: u32,
+    /// Resident memory of the process, in bytes.
+    pub memory_bytes: u64,
+    pub uptime_ms: u64,
+    pub requests: u64,
+    pub failed_requests: u64,
+    /// Requests that wait for the device.
+    pub queued_requests: u64,
+    /// Directories of the loaded models.
+    pub loaded_models: Vec<String>,
+}
+
+/// What the supervisor hands to the server when it starts it, as JSON on its
+/// standard input. Sizes in bytes, times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerConfig {
+    /// Path of the socket, relative to the data directory, in which the server
+    /// is started.
+    pub socket: String,
+    /// File whose lock the server holds as long as it lives.
+    pub lock_file: String,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Compute threads; 0 takes one for each physical core.
+    pub threads: u32,
+    /// Without a request for so long the server exits; 0 never.
+    pub idle_timeout_ms: u64,
+    /// Requests that may wait; one more is refused as overloaded.
+    pub max_queued_requests: u32,
+    /// Tokens in one batch of texts, padding not counted.
+    pub max_batch_tokens: u32,
+    /// Pictures in one batch.
+    pub max_batch_images: u32,
+}
+
+/// The body of [`Response::Embeddings`].
+pub fn embeddings_body(vectors: &[f32]) -> Vec<u8> {
+    vectors
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
+}
+
+/// Reads the body of [`Response::Embeddings`]: one vector of
+/// `batch.dimensions` for each of `batch.rows`.
+///
+/// # Errors
+/// [`FrameError::Message`] when the body's length is not rows x dimensions x 4.
+pub fn parse_embeddings(batch: EmbeddingBatch, body: &[u8]) -> Result<Vec<Vec<f32>>, FrameError> {
+    let dimensions = batch.dimensions as usize;
+    let expected = (batch.rows as usize)
+        .checked_mul(dimensions)
+        .and_then(|values| values.checked_mul(size_of::<f32>()));
+    if expected != Some(body.len()) || dimensions == 0 {
+        return Err(FrameError::Message(format!(
+            "{} bytes do not hold {} vectors of {dimensions} dimensions",
+            body.len(),
+            batch.rows
+        )));
+    }
+    let vectors = body.chunks_exact(dimensions * size_of::<f32>()).map(|row| {
+        row.as_chunks::<4>()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect()
+    });
+    Ok(vectors.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EmbeddingBatch, embeddings_body, parse_embeddings};
+
+    #[test]
+    fn embeddings_round_trip_and_lengths_are_checked() {
+        let body = embeddings_body(&[1.0, -2.5, 3.0, f32::MIN_POSITIVE]);
+        let batch = EmbeddingBatch {
+            rows: 2,
+            dimensions: 2,
+        };
+        assert_eq!(
+            parse_embeddings(batch, &body).unwrap(),
+            vec![vec![1.0, -2.5], vec![3.0, f32::MIN_POSITIVE]]
+        );
+        assert!(parse_embeddings(batch, &body[1..]).is_err());
+        let overflow = EmbeddingBatch {
+            rows: u32::MAX,
+            dimensions: u32::MAX,
+        };
+        assert!(parse_embeddings(overflow, &body).is_err());
+        assert!(
+            parse_embeddings(
+                EmbeddingBatch {
+                    rows: 0,
+                    dimensions: 0
+                },
+                &[]
+            )
+            .is_err()
+        );
+    }
+}
