@@ -1,0 +1,312 @@
+//! k-means by FAISS's `Clustering`, with interruption and progress.
+
+use std::ffi::{c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use faiss::FlatIndex;
+use faiss::cluster::{Clustering, ClusteringParameters};
+use faiss::index::FromInnerPtr;
+
+use crate::distance::{check_finite, normalize, rows};
+use crate::distinct::distinct_rows;
+use crate::error::FaissError;
+use crate::{Metric, ffi, threads};
+
+/// How often the calling thread looks for an interrupt while a team works.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// What k-means shall do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KMeans {
+    /// The number of centroids.
+    pub clusters: usize,
+    /// The number of Lloyd iterations; 10 to 25 is usual.
+    pub iterations: usize,
+    /// Chooses the first centroids and, where there are too many points, the
+    /// sample. The same seed, points and number of threads give the same centroids.
+    pub seed: u64,
+    /// Keep centroids on the unit sphere and assign by inner product: for inner
+    /// product and cosine distance. Otherwise assign by L2 distance.
+    pub spherical: bool,
+    /// Points beyond `clusters * max_points_per_cluster` are left out at random;
+    /// the sample is a copy, so a caller short of memory samples itself.
+    pub max_points_per_cluster: usize,
+}
+
+impl KMeans {
+    /// FAISS's own choices for the coarse centroids of an inverted file: 10
+    /// iterations, at most 256 points a cluster.
+    pub fn new(clusters: usize, metric: Metric) -> Self {
+        KMeans {
+            clusters,
+            iterations: 10,
+            seed: 1234,
+            spherical: metric == Metric::InnerProduct,
+            max_points_per_cluster: 256,
+        }
+    }
+
+    /// The seed as FAISS takes it: 31 bits, as it reads a negative number as
+    /// "the current time".
+    fn faiss_seed(&self) -> u32 {
+        let folded = self.seed ^ self.seed >> 31 ^ self.seed >> 62;
+        (folded & 0x7fff_ffff) as u32
+    }
+
+    fn parameters(&self) -> ClusteringParameters {
+        let count = |value: usize| u32::try_from(value.min(i32::MAX as usize)).unwrap_or(u32::MAX);
+        let mut parameters = ClusteringParameters::new();
+        parameters.set_niter(count(self.iterations));
+        parameters.set_seed(self.faiss_seed());
+        parameters.set_spherical(self.spherical);
+        parameters.set_max_points_per_centroid(count(self.max_points_per_cluster));
+        // FAISS would warn on the standard error output.
+        parameters.set_min_points_per_centroid(1);
+        parameters
+    }
+
+    fn validate(&self, dim: usize, points: &[f32]) -> Result<(), FaissError> {
+        let n = rows(dim, points, "points")?;
+        let small = |value: usize| value >= 1 && i32::try_from(value).is_ok();
+        let wrong = |what: &str, value: usize| {
+            Err(FaissError::invalid(format!(
+                "{value} is not a valid number of {what}"
+            )))
+        };
+        if !small(self.clusters) {
+            return wrong("clusters", self.clusters);
+        }
+        if !small(self.iterations) {
+            return wrong("iterations", self.iterations);
+        }
+        if !small(self.max_points_per_cluster) {
+            return wrong("points per cluster", self.max_points_per_cluster);
+        }
+        if i32::try_from(n).is_err() {
+            return wrong("points", n);
+        }
+        if n < self.clusters {
+            return Err(FaissError::invalid(format!(
+                "{n} points cannot form {} clusters",
+                self.clusters
+            )));
+        }
+        check_finite(points, "points")
+    }
+}
+
+/// Finds `options.clusters` centroids of `points` `(n, dim)`, row-major, and
+/// returns them as `(clusters, dim)`.
+///
+/// When there are no more distinct points than clusters, the centroids are those
+/// points, repeated to make up the number.
+///
+/// `interrupted` is asked several times a second, `progress` is told the number
+/// of finished iterations. Both run on the calling thread; with one thread they
+/// run under frames of FAISS, so they must not leave by `longjmp` (an unwinding
+/// panic is carried over). It uses the threads of [`set_threads`](crate::set_threads).
+///
+/// # Errors
+/// `InvalidArgument` when the lengths do not fit, a number in `options` is 0,
+/// there are fewer points than clusters, or a value is not finite or too large
+/// to be squared; `Interrupted`; `OutOfMemory`.
+pub fn kmeans(
+    options: &KMeans,
+    dim: usize,
+    points: &[f32],
+    interrupted: &(dyn Fn() -> bool + Sync),
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<f32>, FaissError> {
+    options.validate(dim, points)?;
+    // FAISS fills empty clusters by splitting others, in quadratic time where
+    // most are empty; when all centroids can be points, that is the answer.
+    if let Some(found) = distinct_rows(dim, points, options.clusters, interrupted)? {
+        return repeat_points(options, dim, &found);
+    }
+    let team = threads::allowed();
+    let centroids = if team == 1 {
+        train_alone(options, dim, points, interrupted, progress)?
+    } else {
+        train_in_team(team, options, dim, points, interrupted, progress)?
+    };
+    check_finite(&centroids, "centroids of these points")?;
+    Ok(centroids)
+}
+
+fn repeat_points(options: &KMeans, dim: usize, found: &[&[f32]]) -> Result<Vec<f32>, FaissError> {
+    let chosen = found.iter().cycle().take(options.clusters);
+    let mut centroids: Vec<f32> = chosen.flat_map(|row| row.iter().copied()).collect();
+    if options.spherical {
+        normalize(dim, &mut centroids)?;
+    }
+    Ok(centroids)
+}
+
+/// Trains on the calling thread. A panic of a closure is stopped at the border
+/// to C++, ends the training as an interrupt does, and goes on from here.
+fn train_alone(
+    options: &KMeans,
+    dim: usize,
+    points: &[f32],
+    interrupted: &dyn Fn() -> bool,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<f32>, FaissError> {
+    let mut told = 0;
+    let mut panic = None;
+    let mut poll = |finished: usize| {
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            if finished > told {
+                told = finished;
+                progress(finished);
+            }
+            interrupted()
+        }));
+        asked.unwrap_or_else(|payload| {
+            panic = Some(payload);
+            true
+        })
+    };
+    let result = threads::alone(|| train(options, dim, points, &mut poll));
+    match panic {
+        Some(payload) => resume_unwind(payload),
+        None => result,
+    }
+}
+
+/// Trains on a team while the calling thread serves the closures.
+fn train_in_team(
+    team: usize,
+    options: &KMeans,
+    dim: usize,
+    points: &[f32],
+    interrupted: &dyn Fn() -> bool,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<f32>, FaissError> {
+    let stop = AtomicBool::new(false);
+    let finished = AtomicUsize::new(0);
+    let work = || {
+        let mut poll = |iterations: usize| {
+            finished.store(iterations, Ordering::Relaxed);
+            stop.load(Ordering::Relaxed)
+        };
+        train(options, dim, points, &mut poll)
+    };
+    let wait = |is_done: &dyn Fn() -> bool| {
+        // Also when a closure panics, the team shall not go on to the end.
+        let _stop = StopWhenDropped(&stop);
+        let mut told = 0;
+        while !is_done() && !interrupted() {
+            std::thread::sleep(POLL_INTERVAL);
+            let now = finished.load(Ordering::Relaxed);
+            if now > told {
+                told = now;
+                progress(now);
+            }
+        }
+    };
+    threads::in_team(team, work, wait)?
+}
+
+struct StopWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for StopWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A question for the caller of FAISS: true stops the training.
+struct Poll<'a> {
+    ask: &'a mut dyn FnMut(usize) -> bool,
+    stopped: bool,
+}
+
+/// Trains on this thread and the OpenMP team that it leads.
+fn train(
+    options: &KMeans,
+    dim: usize,
+    points: &[f32],
+    ask: &mut dyn FnMut(usize) -> bool,
+) -> Result<Vec<f32>, FaissError> {
+    let metric = if options.spherical {
+        Metric::InnerProduct
+    } else {
+        Metric::L2
+    };
+    let mut poll = Poll {
+        ask,
+        stopped: false,
+    };
+    let context: *mut Poll = &mut poll;
+    let trained = training_index(metric, dim, context.cast())
+        .and_then(|mut index| cluster(options, dim, points, &mut index));
+    // What FAISS reports after a stop is only how it left its loops.
+    if poll.stopped {
+        return Err(FaissError::Interrupted);
+    }
+    trained
+}
+
+/// An index for the centroids that searches in blocks and polls between them.
+fn training_index(
+    metric: Metric,
+    dim: usize,
+    context: *mut c_void,
+) -> Result<FlatIndex, FaissError> {
+    let mut index = std::ptr::null_mut();
+    FaissError::check(|message, message_bytes| {
+        // SAFETY: `index` is a local that receives the pointer, the message
+        // buffer is as long as told.
+        unsafe {
+            ffi::faiss_ivf_training_index_new(
+                metric.code(),
+                dim,
+                poll_trampoline,
+                context,
+                &mut index,
+                message,
+                message_bytes,
+            )
+        }
+    })?;
+    // SAFETY: the shim has made a new object of a subclass of IndexFlat, which
+    // nobody else owns.
+    Ok(unsafe { FlatIndex::from_inner_ptr(index) })
+}
+
+fn cluster(
+    options: &KMeans,
+    dim: usize,
+    points: &[f32],
+    index: &mut FlatIndex,
+) -> Result<Vec<f32>, FaissError> {
+    let narrow = |value: usize| {
+        u32::try_from(value).map_err(|_| FaissError::invalid(format!("{value} is too large")))
+    };
+    let mut clustering = Clustering::new_with_params(
+        narrow(dim)?,
+        narrow(options.clusters)?,
+        &options.parameters(),
+    )?;
+    clustering.train(points, index)?;
+    let mut centroids = Vec::new();
+    centroids
+        .try_reserve_exact(options.clusters * dim)
+        .map_err(|_| FaissError::OutOfMemory)?;
+    for centroid in clustering.centroids()? {
+        centroids.extend_from_slice(centroid);
+    }
+    Ok(centroids)
+}
+
+/// Called by the shim on the thread that trains.
+unsafe extern "C" fn poll_trampoline(context: *mut c_void, iterations: usize) -> c_int {
+    // SAFETY: `train` passes a pointer to its `Poll`, which outlives the index
+    // that holds the pointer and is not used elsewhere meanwhile.
+    let poll = unsafe { &mut *context.cast::<Poll>() };
+    // `ask` does not unwind: see `train_alone`; that of a team only uses atomics.
+    poll.stopped = poll.stopped || (poll.ask)(iterations);
+    c_int::from(poll.stopped)
+}

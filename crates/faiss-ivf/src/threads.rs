@@ -1,0 +1,116 @@
+//! How many threads FAISS and BLAS may use, and where those threads live.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::error::FaissError;
+use crate::ffi;
+
+/// A team larger than this gains nothing and could exhaust the process limit.
+const MAX_THREADS: usize = 256;
+
+/// BLAS kernels keep blocks on the stack.
+const STACK_BYTES: usize = 8 << 20;
+
+static THREADS: AtomicUsize = AtomicUsize::new(1);
+
+/// Sets how many threads [`kmeans`](crate::kmeans) and [`assign`](crate::assign)
+/// may use from now on, at least 1, at most 256. Distances and scans of codes
+/// always run on the calling thread alone.
+///
+/// With one thread everything runs on the calling thread and no other is
+/// started. With more, a call starts its own team with all signals blocked, so
+/// that no signal handler of the process ever runs on one of them, and ends the
+/// team before it returns.
+pub fn set_threads(n: usize) {
+    THREADS.store(n.clamp(1, MAX_THREADS), Ordering::Relaxed);
+}
+
+/// The number that [`set_threads`] allowed.
+pub(crate) fn allowed() -> usize {
+    THREADS.load(Ordering::Relaxed)
+}
+
+/// Runs `work` on this thread with OpenMP limited to this thread.
+pub(crate) fn alone<T>(work: impl FnOnce() -> T) -> T {
+    let _team = Team::of(1);
+    work()
+}
+
+/// Runs `work` on a thread of its own with an OpenMP team of `threads`, and
+/// `wait` on this one, which must not return before it sees that `work` is done.
+///
+/// OpenMP ties its worker threads to the thread that opens the parallel region,
+/// and threads inherit the signal mask of their creator: a leader with blocked
+/// signals is what keeps every worker, also one started late, free of signals.
+pub(crate) fn in_team<T: Send>(
+    threads: usize,
+    work: impl FnOnce() -> T + Send,
+    wait: impl FnOnce(&dyn Fn() -> bool),
+) -> Result<T, FaissError> {
+    std::thread::scope(|scope| {
+        let leader = {
+            let _blocked = BlockedSignals::all();
+            std::thread::Builder::new()
+                .name("faiss_ivf".to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn_scoped(scope, move || {
+                    let _team = Team::of(threads);
+                    work()
+                })
+                .map_err(|_| FaissError::OutOfMemory)?
+        };
+        wait(&|| leader.is_finished());
+        leader
+            .join()
+            .map_err(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Sets the size of OpenMP teams of this thread and restores it when dropped.
+struct Team {
+    before: i32,
+}
+
+impl Team {
+    fn of(threads: usize) -> Self {
+        let threads = i32::try_from(threads).unwrap_or(1);
+        // SAFETY: reads and writes one OpenMP variable of this thread.
+        let before = unsafe { ffi::faiss_ivf_set_threads(threads) };
+        Team { before }
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        // SAFETY: as in `of`.
+        unsafe { ffi::faiss_ivf_set_threads(self.before) };
+    }
+}
+
+/// Blocks every signal on this thread and restores the mask when dropped.
+struct BlockedSignals {
+    before: libc::sigset_t,
+}
+
+impl BlockedSignals {
+    fn all() -> Self {
+        // SAFETY: both sets are local and initialised by libc before they are
+        // read; the calls fail only for an invalid first argument.
+        unsafe {
+            let mut all = std::mem::zeroed();
+            let mut before = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+            BlockedSignals { before }
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: `before` came from the same call on this thread.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut());
+        }
+    }
+}
