@@ -1,0 +1,121 @@
+-- The role that manages models. Roles belong to the whole cluster: another
+-- database's extension may have created it.
+DO $$
+BEGIN
+    CREATE ROLE sight_admin NOLOGIN;
+EXCEPTION
+    WHEN duplicate_object OR unique_violation THEN NULL;
+END
+$$;
+
+-- Column order matters: the extension reads name and directory by position.
+CREATE TABLE sight_model (
+    name text PRIMARY KEY CHECK (name <> ''),
+    directory text NOT NULL,
+    task text NOT NULL CHECK (task IN ('embed', 'describe')),
+    architecture text NOT NULL,
+    dimensions integer,
+    parameters bigint NOT NULL,
+    registered_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE sight_model IS 'registered models; managed by sight_model_register and sight_model_remove';
+REVOKE ALL ON sight_model FROM PUBLIC;
+SELECT pg_catalog.pg_extension_config_dump('sight_model', '');
+
+-- What the files of a model say, after the server has checked them.
+CREATE FUNCTION sight_model_inspect(name text, directory text) RETURNS jsonb
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_model_inspect';
+REVOKE ALL ON FUNCTION sight_model_inspect(text, text) FROM PUBLIC;
+
+-- Runs as the extension's owner, since only that may write the table; who may
+-- call it is decided by the grant below.
+CREATE FUNCTION sight_model_register(
+    name text,
+    directory text,
+    OUT task text,
+    OUT architecture text,
+    OUT dimensions integer,
+    OUT parameters bigint
+)
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    INSERT INTO @extschema@.sight_model AS m (name, directory, task, architecture, dimensions, parameters)
+    SELECT $1, $2, i.task, i.architecture, i.dimensions, i.parameters
+    FROM pg_catalog.jsonb_to_record(@extschema@.sight_model_inspect($1, $2))
+        AS i (task text, architecture text, dimensions integer, parameters bigint)
+    ON CONFLICT (name) DO UPDATE SET
+        directory = excluded.directory,
+        task = excluded.task,
+        architecture = excluded.architecture,
+        dimensions = excluded.dimensions,
+        parameters = excluded.parameters,
+        registered_at = excluded.registered_at
+    RETURNING m.task, m.architecture, m.dimensions, m.parameters
+$$;
+COMMENT ON FUNCTION sight_model_register(text, text) IS 'registers a model directory under a name, after checking its files; registering a name again replaces it';
+REVOKE ALL ON FUNCTION sight_model_register(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION sight_model_register(text, text) TO sight_admin;
+
+CREATE FUNCTION sight_model_load(name text) RETURNS void
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_model_load';
+COMMENT ON FUNCTION sight_model_load(text) IS 'loads a model ahead of its first use';
+REVOKE ALL ON FUNCTION sight_model_load(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION sight_model_load(text) TO sight_admin;
+
+CREATE FUNCTION sight_model_unload(name text) RETURNS void
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_model_unload';
+COMMENT ON FUNCTION sight_model_unload(text) IS 'frees the memory of a model; its next use loads it again';
+REVOKE ALL ON FUNCTION sight_model_unload(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION sight_model_unload(text) TO sight_admin;
+
+CREATE FUNCTION sight_model_remove(name text) RETURNS boolean
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    WITH removed AS (DELETE FROM @extschema@.sight_model m WHERE m.name = $1 RETURNING 1)
+    SELECT EXISTS (SELECT FROM removed)
+$$;
+COMMENT ON FUNCTION sight_model_remove(text) IS 'forgets a registered model, whose files stay; false if there was none of that name';
+REVOKE ALL ON FUNCTION sight_model_remove(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION sight_model_remove(text) TO sight_admin;
+
+-- State of the server without starting it.
+CREATE FUNCTION sight_server_state() RETURNS jsonb
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_server_state';
+REVOKE ALL ON FUNCTION sight_server_state() FROM PUBLIC;
+
+CREATE VIEW sight_server_status AS
+SELECT
+    s.pid,
+    s.state,
+    s.version,
+    s.device,
+    s.threads,
+    s.memory_bytes,
+    s.uptime_ms * interval '1 millisecond' AS uptime,
+    s.requests,
+    s.failed_requests,
+    s.queued_requests,
+    s.restarts,
+    s.last_error
+FROM pg_catalog.jsonb_to_record(sight_server_state()) AS s (
+    pid integer, state text, version text, device text, threads integer, memory_bytes bigint,
+    uptime_ms double precision, requests bigint, failed_requests bigint, queued_requests bigint,
+    restarts integer, last_error text
+);
+COMMENT ON VIEW sight_server_status IS 'the model server of this cluster; one row, also when it does not run';
+
+CREATE VIEW sight_models AS
+SELECT
+    m.name,
+    m.task,
+    m.architecture,
+    m.dimensions,
+    m.parameters,
+    -- Only those who manage models see where they lie.
+    CASE WHEN pg_catalog.pg_has_role('sight_admin', 'MEMBER') THEN m.directory END AS directory,
+    coalesce(s.loaded_models ? m.directory, false) AS loaded,
+    m.registered_at
+FROM sight_model m
+CROSS JOIN (SELECT sight_server_state() -> 'loaded_models' AS loaded_models) AS s;
+COMMENT ON VIEW sight_models IS 'the registered models and whether the server holds them in memory';
+GRANT SELECT ON sight_server_status, sight_models TO PUBLIC;

@@ -1,0 +1,124 @@
+//! One connection to the server, with at most one request on it.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sight_protocol::{Frame, FrameDecoder};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::files;
+use super::wait::{Until, Woken, wait};
+use crate::error::{SqlError, SqlState};
+
+/// Between looks while waiting on a socket; the wait itself ends with the event.
+const PAUSE: Duration = Duration::from_secs(60);
+const READ_BYTES: usize = 64 * 1024;
+
+pub struct Connection {
+    socket: Socket,
+    decoder: FrameDecoder,
+}
+
+/// Why an exchange failed.
+pub enum ExchangeError {
+    /// The server closed the connection or died.
+    Lost(String),
+    Failed(SqlError),
+}
+
+impl Connection {
+    /// Connects without waiting.
+    ///
+    /// # Errors
+    /// `NotFound` and `ConnectionRefused` when no server listens, `WouldBlock`
+    /// when it is too busy to accept.
+    pub fn open() -> io::Result<Self> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+        socket.connect(&SockAddr::unix(files::SOCKET)?)?;
+        Ok(Self {
+            socket,
+            decoder: FrameDecoder::default(),
+        })
+    }
+
+    /// Whether the server has closed this idle connection, as it does when it
+    /// ends.
+    pub fn is_stale(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        let peeked = self.socket.peek(&mut byte);
+        !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Sends a request and waits for its answer. A cancel unwinds from here;
+    /// dropping the connection is what tells the server.
+    pub fn exchange(
+        &mut self,
+        request: &Bytes,
+        deadline: Option<Instant>,
+    ) -> Result<Frame, ExchangeError> {
+        self.send(request, deadline)?;
+        loop {
+            if let Some(frame) = self
+                .decoder
+                .next_frame()
+                .map_err(|error| ExchangeError::Failed(error.into()))?
+            {
+                return Ok(frame);
+            }
+            self.receive(deadline)?;
+        }
+    }
+
+    fn send(&mut self, request: &Bytes, deadline: Option<Instant>) -> Result<(), ExchangeError> {
+        let mut sent = 0;
+        while sent < request.len() {
+            match self.socket.write(&request[sent..]) {
+                Ok(count) => sent += count,
+                // An answer (a refusal, say) may be waiting: let it be read.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => {
+                    self.wait_after(error, Until::Writable(self.socket.as_raw_fd()), deadline)?;
+                }
+            }
+            pgrx::check_for_interrupts!();
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, deadline: Option<Instant>) -> Result<(), ExchangeError> {
+        let mut buffer = [0u8; READ_BYTES];
+        match self.socket.read(&mut buffer) {
+            Ok(0) => Err(ExchangeError::Lost("The connection was closed.".into())),
+            Ok(count) => {
+                self.decoder.push(&buffer[..count]);
+                Ok(())
+            }
+            Err(error) => {
+                self.wait_after(error, Until::Readable(self.socket.as_raw_fd()), deadline)
+            }
+        }
+    }
+
+    fn wait_after(
+        &self,
+        error: io::Error,
+        until: Until,
+        deadline: Option<Instant>,
+    ) -> Result<(), ExchangeError> {
+        match error.kind() {
+            io::ErrorKind::Interrupted => Ok(()),
+            io::ErrorKind::WouldBlock => match wait(until, deadline, PAUSE) {
+                Woken::Look => Ok(()),
+                Woken::TimedOut => Err(ExchangeError::Failed(
+                    SqlError::new(SqlState::TIMED_OUT, "request to the model server timed out")
+                        .hint("The setting pg_sight.request_timeout bounds the time of a request."),
+                )),
+            },
+            _ => Err(ExchangeError::Lost(format!(
+                "The connection failed: {error}."
+            ))),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Management of models. The SQL functions that write the table are declared
+//! in `sql/models.sql`; these ask the server.
+
+use pgrx::JsonB;
+use serde_json::json;
+use sight_protocol::{ModelRef, Request, Response};
+
+use super::call::{Call, SqlResult, datum, sql_function};
+use super::registry;
+use crate::error::{SqlError, SqlState};
+use crate::gucs;
+use crate::server::client;
+
+sql_function!(sight_model_inspect, pg_finfo_sight_model_inspect, inspect);
+sql_function!(sight_model_load, pg_finfo_sight_model_load, load);
+sql_function!(sight_model_unload, pg_finfo_sight_model_unload, unload);
+
+/// `sight_model_inspect(name text, directory text) → jsonb`: what the files of
+/// a model say, after they were checked.
+fn inspect(call: &Call) -> SqlResult {
+    let (Some(name), Some(directory)) = (call.argument::<String>(0), call.argument::<String>(1))
+    else {
+        return Err(SqlError::new(
+            SqlState(b"22004"),
+            "name and directory must not be null",
+        ));
+    };
+    if name.is_empty() {
+        return Err(SqlError::new(
+            SqlState::INVALID_PARAMETER_VALUE,
+            "name of a model must not be empty",
+        ));
+    }
+    if !directory.starts_with('/') {
+        return Err(SqlError::new(
+            SqlState::INVALID_PARAMETER_VALUE,
+            format!("\"{directory}\" is not an absolute path"),
+        )
+        .hint("Name the model's directory on the database's host by its absolute path."));
+    }
+    let model = ModelRef {
+        name,
+        directory,
+        limits: gucs::limits(),
+    };
+    match client::request(&Request::Inspect { model }, &[])?.0 {
+        Response::Model(info) => datum(JsonB(json!({
+            "task": info.task.as_str(),
+            "architecture": info.architecture.as_str(),
+            "dimensions": info.dimensions,
+            "parameters": info.parameters,
+        }))),
+        _ => Err(client::unexpected()),
+    }
+}
+
+/// `sight_model_load(name text) → void`
+fn load(call: &Call) -> SqlResult {
+    manage(call, |model| Request::Load { model })
+}
+
+/// `sight_model_unload(name text) → void`
+fn unload(call: &Call) -> SqlResult {
+    manage(call, |model| Request::Unload { model })
+}
+
+fn manage(call: &Call, request: fn(ModelRef) -> Request) -> SqlResult {
+    let Some(name) = call.argument::<String>(0) else {
+        return Err(SqlError::new(
+            SqlState(b"22004"),
+            "name of a model must not be null",
+        ));
+    };
+    let model = registry::find(call.function(), &name)?;
+    match client::request(&request(model), &[])?.0 {
+        Response::Done => datum(()),
+        _ => Err(client::unexpected()),
+    }
+}

@@ -1,0 +1,142 @@
+//! `blip_describe` and `blip_describe_batch`.
+
+use pgrx::{Array, JsonB, pg_sys};
+use sight_protocol::{GenerationOptions, ModelRef, ModelTask, Request, Response};
+
+use super::call::{Call, SqlResult, datum, sql_function};
+use super::registry;
+use crate::error::{SqlError, SqlState};
+use crate::server::client;
+
+sql_function!(sight_describe, pg_finfo_sight_describe, describe);
+sql_function!(
+    sight_describe_prompts,
+    pg_finfo_sight_describe_prompts,
+    describe_prompts
+);
+sql_function!(
+    sight_describe_batch,
+    pg_finfo_sight_describe_batch,
+    describe_batch
+);
+
+/// One request carries at most so many bytes of pictures and so many pictures.
+const REQUEST_BYTES: usize = 64 << 20;
+const REQUEST_IMAGES: usize = 256;
+
+/// `blip_describe(image bytea, prompt text, model text, options jsonb) → text`
+fn describe(call: &Call) -> SqlResult {
+    let prompts = call.argument::<String>(1).into_iter().collect();
+    describe_one(call, prompts)
+}
+
+/// `blip_describe(image bytea, prompts text[], model text, options jsonb) → text`
+fn describe_prompts(call: &Call) -> SqlResult {
+    let prompts = call.argument::<Vec<Option<String>>>(1).unwrap_or_default();
+    let prompts: Option<Vec<String>> = prompts.into_iter().collect();
+    match prompts {
+        Some(prompts) if !prompts.is_empty() => describe_one(call, prompts),
+        Some(_) => Err(SqlError::new(
+            SqlState::INVALID_PARAMETER_VALUE,
+            "array of prompts must not be empty",
+        )
+        .hint("Leave the argument out to describe a picture without a prompt.")),
+        None => Err(SqlError::new(
+            SqlState(b"22004"),
+            "array of prompts must not contain nulls",
+        )),
+    }
+}
+
+fn describe_one(call: &Call, prompts: Vec<String>) -> SqlResult {
+    let Some(image) = call.argument::<&[u8]>(0) else {
+        return Ok(None);
+    };
+    let options = options(call.argument(3))?;
+    let name = registry::model_name(call.argument(2), ModelTask::Describe);
+    let model = registry::find(call.function(), &name)?;
+    let mut captions = describe_images(&model, &[image], &prompts, &options)?;
+    datum(captions.pop().ok_or_else(client::unexpected)?)
+}
+
+/// Describes one picture with the named model and no prompt.
+pub fn describe_image(
+    function: pg_sys::Oid,
+    model: &str,
+    image: &[u8],
+) -> Result<String, SqlError> {
+    let model = registry::find(function, model)?;
+    let mut captions = describe_images(&model, &[image], &[], &GenerationOptions::default())?;
+    captions.pop().ok_or_else(client::unexpected)
+}
+
+/// `blip_describe_batch(images bytea[], prompt text, model text, options jsonb) → text[]`
+fn describe_batch(call: &Call) -> SqlResult {
+    let Some(images) = call.argument::<Array<&[u8]>>(0) else {
+        return Ok(None);
+    };
+    let prompts: Vec<String> = call.argument::<String>(1).into_iter().collect();
+    let options = options(call.argument(3))?;
+    let name = registry::model_name(call.argument(2), ModelTask::Describe);
+    let model = registry::find(call.function(), &name)?;
+    let present: Vec<&[u8]> = images.iter().flatten().collect();
+    let mut captions = Vec::with_capacity(present.len());
+    let mut rest = present.as_slice();
+    while !rest.is_empty() {
+        let (request, after) = rest.split_at(request_length(rest));
+        captions.append(&mut describe_images(&model, request, &prompts, &options)?);
+        rest = after;
+    }
+    let mut captions = captions.into_iter();
+    let rows: Vec<Option<String>> = images
+        .iter()
+        .map(|image| image.as_ref().and_then(|_| captions.next()))
+        .collect();
+    datum(rows)
+}
+
+/// How many of the pictures fit into one request; at least one.
+fn request_length(images: &[&[u8]]) -> usize {
+    let mut bytes = 0;
+    let fitting = images.iter().take(REQUEST_IMAGES).take_while(|image| {
+        bytes += image.len();
+        bytes <= REQUEST_BYTES
+    });
+    fitting.count().max(1)
+}
+
+fn options(options: Option<JsonB>) -> Result<GenerationOptions, SqlError> {
+    match options {
+        Some(JsonB(value)) => Ok(GenerationOptions::from_json(&value)?),
+        None => Ok(GenerationOptions::default()),
+    }
+}
+
+fn describe_images(
+    model: &ModelRef,
+    images: &[&[u8]],
+    prompts: &[String],
+    options: &GenerationOptions,
+) -> Result<Vec<String>, SqlError> {
+    let limit = model.limits.max_image_bytes;
+    if let Some(image) = images.iter().find(|image| image.len() as u64 > limit) {
+        return Err(
+            SqlError::new(SqlState::IMAGE_TOO_LARGE, "image is too large")
+                .detail(format!(
+                    "It has {} bytes, the limit is {limit} bytes.",
+                    image.len()
+                ))
+                .hint("The limit is the setting pg_sight.max_image_size."),
+        );
+    }
+    let request = Request::Describe {
+        model: model.clone(),
+        image_bytes: images.iter().map(|image| image.len() as u32).collect(),
+        prompts: prompts.to_vec(),
+        options: options.clone(),
+    };
+    match client::request(&request, images)?.0 {
+        Response::Captions(captions) if captions.len() == images.len() => Ok(captions),
+        _ => Err(client::unexpected()),
+    }
+}

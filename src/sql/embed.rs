@@ -1,0 +1,137 @@
+//! `embed` and `embed_batch`.
+
+use bytes::Bytes;
+use pgrx::pg_sys;
+use sight_protocol::{ModelRef, ModelTask, Request, Response, parse_embeddings};
+
+use super::call::{Call, SqlResult, sql_function};
+use super::{registry, vector};
+use crate::error::{SqlError, SqlState};
+use crate::gucs;
+use crate::server::client;
+
+sql_function!(sight_embed, pg_finfo_sight_embed, embed);
+sql_function!(sight_embed_batch, pg_finfo_sight_embed_batch, embed_batch);
+
+/// One request carries at most so many bytes of text and so many texts.
+const REQUEST_BYTES: usize = 16 << 20;
+const REQUEST_TEXTS: usize = 8192;
+
+/// The last embedding of one place of a query: a sequential scan evaluates
+/// `ORDER BY desc_vec <#> embed('...')` for every row.
+#[derive(Default)]
+struct CallSite {
+    last: Option<(CallKey, Vec<f32>)>,
+}
+
+#[derive(PartialEq, Eq)]
+struct CallKey {
+    model: String,
+    text: String,
+}
+
+/// `embed(text, model text DEFAULT NULL) → vector`
+fn embed(call: &Call) -> SqlResult {
+    let Some(text) = call.argument::<String>(0) else {
+        return Ok(None);
+    };
+    let model = registry::model_name(call.argument(1), ModelTask::Embed);
+    let key = CallKey { model, text };
+    let site = call.site::<CallSite>();
+    if let Some((last, embedding)) = &site.borrow().last
+        && *last == key
+    {
+        return vector::to_datum(embedding).map(Some);
+    }
+    let embedding = embed_text(call.function(), &key.model, &key.text)?;
+    let datum = vector::to_datum(&embedding)?;
+    site.borrow_mut().last = Some((key, embedding));
+    Ok(Some(datum))
+}
+
+/// Embeds one text with the named model.
+pub fn embed_text(function: pg_sys::Oid, model: &str, text: &str) -> Result<Vec<f32>, SqlError> {
+    let model = registry::find(function, model)?;
+    let mut embeddings = embed_texts(&model, vec![text.to_owned()])?;
+    embeddings.pop().ok_or_else(client::unexpected)
+}
+
+/// `embed_batch(texts text[], model text DEFAULT NULL) → vector[]`
+fn embed_batch(call: &Call) -> SqlResult {
+    let Some(texts) = call.argument::<Vec<Option<String>>>(0) else {
+        return Ok(None);
+    };
+    let model = registry::model_name(call.argument(1), ModelTask::Embed);
+    let model = registry::find(call.function(), &model)?;
+    let present: Vec<bool> = texts.iter().map(Option::is_some).collect();
+    let mut embeddings = Vec::with_capacity(texts.len());
+    for request in requests(texts.into_iter().flatten()) {
+        embeddings.append(&mut embed_texts(&model, request)?);
+    }
+    let mut embeddings = embeddings.iter();
+    let rows: Vec<Option<&[f32]>> = present
+        .iter()
+        .map(|present| {
+            present
+                .then(|| embeddings.next().map(Vec::as_slice))
+                .flatten()
+        })
+        .collect();
+    // SAFETY: catalogue look-ups by the identity of the running function.
+    let element = unsafe { pg_sys::get_element_type(pg_sys::get_func_rettype(call.function())) };
+    vector::to_array_datum(&rows, element).map(Some)
+}
+
+/// Cuts the texts into requests of bounded size.
+fn requests(texts: impl Iterator<Item = String>) -> Vec<Vec<String>> {
+    let mut requests = Vec::new();
+    let mut request = Vec::new();
+    let mut bytes = 0;
+    for text in texts {
+        if !request.is_empty()
+            && (bytes + text.len() > REQUEST_BYTES || request.len() == REQUEST_TEXTS)
+        {
+            requests.push(std::mem::take(&mut request));
+            bytes = 0;
+        }
+        bytes += text.len();
+        request.push(text);
+    }
+    if !request.is_empty() {
+        requests.push(request);
+    }
+    requests
+}
+
+fn embed_texts(model: &ModelRef, texts: Vec<String>) -> Result<Vec<Vec<f32>>, SqlError> {
+    // Checked here too, so that a text over the limit is not sent at all.
+    if let Some(text) = texts
+        .iter()
+        .find(|text| text.len() as u64 > model.limits.max_text_bytes)
+    {
+        return Err(
+            SqlError::new(SqlState::TEXT_TOO_LARGE, "text is too large to embed")
+                .detail(format!(
+                    "It has {} bytes, the limit is {} bytes.",
+                    text.len(),
+                    gucs::limits().max_text_bytes
+                ))
+                .hint("The limit is the setting pg_sight.max_text_size."),
+        );
+    }
+    let count = texts.len();
+    let request = Request::Embed {
+        model: model.clone(),
+        texts,
+    };
+    let (response, body): (Response, Bytes) = client::request(&request, &[])?;
+    let Response::Embeddings(batch) = response else {
+        return Err(client::unexpected());
+    };
+    let embeddings = parse_embeddings(batch, &body)?;
+    if embeddings.len() == count {
+        Ok(embeddings)
+    } else {
+        Err(client::unexpected())
+    }
+}

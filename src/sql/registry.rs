@@ -1,0 +1,103 @@
+//! The registered models: rows of the table `sight_model`, which lies in the
+//! extension's schema. It is read with the rights of the extension, since
+//! everyone may use a model but not see its directory.
+
+use std::ffi::CStr;
+use std::num::NonZeroUsize;
+
+use pgrx::{FromDatum, pg_sys};
+use sight_protocol::{ModelRef, ModelTask};
+
+use crate::error::{SqlError, SqlState};
+use crate::gucs;
+
+const TABLE: &CStr = c"sight_model";
+/// Columns of `sight_model`, from 1.
+const NAME: NonZeroUsize = NonZeroUsize::new(1).unwrap();
+const DIRECTORY: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+
+/// The name of the model a call uses: the one it names, or the setting's.
+pub fn model_name(named: Option<String>, task: ModelTask) -> String {
+    named.unwrap_or_else(|| match task {
+        ModelTask::Embed => gucs::string(&gucs::EMBED_MODEL),
+        ModelTask::Describe => gucs::string(&gucs::DESCRIBE_MODEL),
+    })
+}
+
+/// Finds a registered model.
+///
+/// `function` is any function of this extension: its schema holds the table.
+///
+/// # Errors
+/// No model of that name is registered.
+pub fn find(function: pg_sys::Oid, name: &str) -> Result<ModelRef, SqlError> {
+    match directory_of(function, name) {
+        Some(directory) => Ok(ModelRef {
+            name: name.to_owned(),
+            directory,
+            limits: gucs::limits(),
+        }),
+        None => Err(SqlError::new(
+            SqlState::MODEL_MISSING,
+            format!("model \"{name}\" is not registered"),
+        )
+        .detail("Models are used by the names under which an administrator registered them.")
+        .hint(format!(
+            "Register its directory: SELECT sight_model_register('{}', '/path/to/model'); \
+             or use another one, see sight_models.",
+            name.replace('\'', "''")
+        ))),
+    }
+}
+
+fn directory_of(function: pg_sys::Oid, name: &str) -> Option<String> {
+    // SAFETY: look-ups and a scan by PostgreSQL's own means on the main thread;
+    // the table is closed after its rows were copied. On an error PostgreSQL
+    // closes them itself.
+    unsafe {
+        let schema = pg_sys::get_func_namespace(function);
+        let table_oid = pg_sys::get_relname_relid(TABLE.as_ptr(), schema);
+        if table_oid == pg_sys::InvalidOid {
+            return None;
+        }
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        let table = pg_sys::table_open(table_oid, lock);
+        // A handful of rows: a sequential scan finds the name at once.
+        let scan = pg_sys::systable_beginscan(
+            table,
+            pg_sys::InvalidOid,
+            false,
+            pg_sys::GetActiveSnapshot(),
+            0,
+            std::ptr::null_mut(),
+        );
+        let mut found = None;
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            if column(tuple, NAME, table).as_deref() == Some(name) {
+                found = column(tuple, DIRECTORY, table);
+                break;
+            }
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(table, lock);
+        found
+    }
+}
+
+/// # Safety
+/// `tuple` must be a row of `table` with a text column `number`.
+unsafe fn column(
+    tuple: pg_sys::HeapTuple,
+    number: NonZeroUsize,
+    table: pg_sys::Relation,
+) -> Option<String> {
+    // SAFETY: the caller's promise; the text is copied.
+    unsafe {
+        let datum = pgrx::htup::heap_getattr_raw(tuple, number, (*table).rd_att)?;
+        String::from_datum(datum, false)
+    }
+}
