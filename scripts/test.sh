@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# All tests, the quick ones first. Arguments go to the cluster tests' cargo test.
+
+. "$(dirname "$0")/common.sh"
+
+"$REPO/scripts/setup.sh"
+choose_postgres
+choose_user
+cd "$REPO"
+export PG_SIGHT_MINILM=$MINILM
+PG_SIGHT_DEMO=$(demo_dir)
+export PG_SIGHT_DEMO
+[ "$IS_ROOT" = no ] || export PG_SIGHT_TEST_USER=$RUN_AS
+
+say "" "Generator of the demo pictures"
+(cd tools/demo-captioner && "$PYTHON" -B -m unittest discover -s tests)
+
+say "" "Crates"
+cargo test --release -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models -p pg_sight_server
+
+say "" "Extension and server in PostgreSQL $PG_MAJOR"
+"$REPO/scripts/install.sh"
+cargo test --release -p pg_sight_tests "$@"

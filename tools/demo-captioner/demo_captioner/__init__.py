@@ -1,0 +1,1 @@
+"""Draws product pictures and trains a small BLIP captioner on them."""
