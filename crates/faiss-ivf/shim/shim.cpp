@@ -54,9 +54,12 @@ int guarded(char* message, size_t message_bytes, Work work) noexcept {
     return FAISS_IVF_FAILED;
 }
 
-/// When all distances of a point overflow, FAISS finds no nearest centroid and
-/// answers -1. Clustering::train would then count too few points and never find
-/// a cluster to split, so such a point belongs to the first centroid.
+/// Where all distances of a point overflow, FAISS finds no nearest centroid and
+/// leaves the label as it was. Clustering::train counts by labels unchecked, and
+/// would never find a cluster to split if it counted too few points. So labels
+/// are set before a search, and such a point belongs to the first centroid.
+constexpr faiss::idx_t NO_LABEL = -1;
+
 faiss::idx_t valid_label(faiss::idx_t label) {
     return std::max<faiss::idx_t>(label, 0);
 }
@@ -85,6 +88,7 @@ struct TrainingIndex : faiss::IndexFlat {
             float* distances,
             faiss::idx_t* labels,
             const faiss::SearchParameters* params) const override {
+        std::fill(labels, labels + n * k, NO_LABEL);
         faiss::idx_t block = block_points(d, ntotal);
         for (faiss::idx_t begin = 0; begin < n; begin += block) {
             stop_if_asked();
@@ -150,6 +154,7 @@ int faiss_ivf_assign(
         std::vector<int64_t> labels(block);
         for (size_t begin = 0; begin < n_points; begin += block) {
             size_t size = std::min(block, n_points - begin);
+            std::fill(labels.begin(), labels.end(), NO_LABEL);
             auto knn = [&](auto function) {
                 function(
                         points + begin * dim,

@@ -1,0 +1,205 @@
+//! Distances, assignment, codes and normalisation against plain Rust.
+
+use crate::reference::{Random, distance, nearest};
+use faiss_ivf::{Codec, FaissError, FlatScanner, Metric, assign, distances, normalize};
+
+const METRICS: [Metric; 2] = [Metric::InnerProduct, Metric::L2];
+const DIMS: [usize; 9] = [1, 2, 3, 7, 8, 100, 384, 768, 2000];
+
+/// Within 1e-5 of the sum of the magnitudes of the terms, which is what single
+/// precision can keep where terms cancel.
+fn assert_close(metric: Metric, query: &[f32], vectors: &[f32], computed: &[f32]) {
+    for (vector, &got) in vectors.chunks_exact(query.len()).zip(computed) {
+        let expected = distance(metric, query, vector);
+        let magnitude: f64 = match metric {
+            Metric::L2 => expected,
+            Metric::InnerProduct => query
+                .iter()
+                .zip(vector)
+                .map(|(&x, &y)| f64::from(x * y).abs())
+                .sum(),
+        };
+        let error = (f64::from(got) - expected).abs();
+        assert!(
+            error <= 1e-5 * magnitude,
+            "{metric:?} in {} dimensions: {got} instead of {expected}",
+            query.len()
+        );
+    }
+}
+
+#[test]
+fn distances_equal_a_plain_loop() {
+    for metric in METRICS {
+        for dim in DIMS {
+            let mut random = Random(dim as u64);
+            let query = random.vectors(1, dim);
+            for n in [0, 1, 2, 3, 4, 5, 17, 64] {
+                let vectors = random.vectors(n, dim);
+                let mut out = vec![f32::NAN; n];
+                distances(metric, &query, &vectors, &mut out).unwrap();
+                assert_close(metric, &query, &vectors, &out);
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_are_scored_at_every_address() {
+    for metric in METRICS {
+        for dim in [1, 3, 8, 384] {
+            let mut random = Random(7);
+            let (query, vectors) = (random.vectors(1, dim), random.vectors(5, dim));
+            let size = Codec::Flat.code_size(dim);
+            let scanner = Codec::Flat.scanner(metric, &query).unwrap();
+            assert_eq!(scanner.code_size(), size);
+            for offset in 0..9 {
+                let mut page = vec![0xaa; offset + 5 * size + 3];
+                Codec::Flat
+                    .encode(dim, &vectors, &mut page[offset..offset + 5 * size])
+                    .unwrap();
+                let mut out = [f32::NAN; 5];
+                scanner.scan(&page[offset..], 5, &mut out).unwrap();
+                assert_close(metric, &query, &vectors, &out);
+                // Fewer codes than lie there.
+                let mut out = [f32::NAN; 2];
+                scanner.scan(&page[offset..], 2, &mut out).unwrap();
+                assert_close(metric, &query, &vectors[..2 * dim], &out);
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_that_do_not_fit_are_refused() {
+    let scanner = FlatScanner::new(Metric::L2, &[1.0, 2.0]).unwrap();
+    let mut out = [0.0; 2];
+    assert_invalid(scanner.scan(&[0; 15], 2, &mut out));
+    assert_invalid(scanner.scan(&[0; 16], 1, &mut out));
+    assert_invalid(scanner.scan(&[0; 16], usize::MAX, &mut out));
+    scanner.scan(&[0; 16], 2, &mut out).unwrap();
+    assert_eq!(out, [5.0, 5.0]);
+    assert_invalid(FlatScanner::new(Metric::L2, &[]).map(|_| ()));
+    assert_invalid(Codec::Flat.encode(2, &[0.0; 4], &mut [0; 15]));
+    assert_invalid(Codec::Flat.encode(3, &[0.0; 4], &mut [0; 16]));
+}
+
+#[test]
+fn assign_equals_brute_force() {
+    for metric in METRICS {
+        // Both sides of the border between the direct and the BLAS path, one
+        // block and several, dimensions with kernels of their own.
+        for (dim, clusters, n) in [
+            (1, 5, 50),
+            (3, 1, 40),
+            (8, 33, 500),
+            (100, 50, 3),
+            (384, 343, 19),
+            (384, 343, 700),
+            (768, 10, 100),
+        ] {
+            let mut random = Random(dim as u64);
+            let centroids = random.vectors(clusters, dim);
+            let points = random.vectors(n, dim);
+            let mut lists = vec![u32::MAX; n];
+            assign(metric, dim, &centroids, &points, &mut lists).unwrap();
+            for (point, &list) in points.chunks_exact(dim).zip(&lists) {
+                let (_, best) = nearest(metric, dim, &centroids, point);
+                let at = list as usize * dim;
+                let chosen = distance(metric, point, &centroids[at..at + dim]);
+                // Centroids nearer to each other than rounding may swap.
+                let slack = 1e-5 * (dim as f64);
+                assert!(
+                    (chosen - best).abs() <= slack,
+                    "{metric:?} {dim}: list {list} at {chosen} instead of {best}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn separated_points_go_to_their_own_centroid() {
+    let (dim, clusters) = (16, 16);
+    let mut centroids = vec![0.0; clusters * dim];
+    for cluster in 0..clusters {
+        centroids[cluster * dim + cluster] = 1.0;
+    }
+    let points: Vec<f32> = centroids.chunks(dim).rev().flatten().copied().collect();
+    let expected: Vec<u32> = (0..16).rev().collect();
+    for metric in METRICS {
+        let mut lists = vec![u32::MAX; clusters];
+        assign(metric, dim, &centroids, &points, &mut lists).unwrap();
+        assert_eq!(lists, expected, "{metric:?}");
+    }
+}
+
+#[test]
+fn points_whose_distances_overflow_get_a_list() {
+    for metric in METRICS {
+        for dim in [4, 40] {
+            for n in [1, 100] {
+                let mut random = Random(1);
+                let mut points = random.vectors(n * 2, dim);
+                // Infinite distances, and differences of infinities.
+                points.iter_mut().for_each(|x| *x *= f32::MAX);
+                points[..n * dim].fill(f32::MAX);
+                let mut lists = vec![u32::MAX; n * 2];
+                let centroids = random.vectors(30, dim);
+                let centroids: Vec<f32> = centroids.iter().map(|x| x * f32::MAX).collect();
+                assign(metric, dim, &centroids, &points, &mut lists).unwrap();
+                assert!(lists.iter().all(|&list| list < 30), "{metric:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bad_arguments_of_assign_are_refused() {
+    let mut lists = [7; 2];
+    let metric = Metric::L2;
+    assert_invalid(assign(metric, 0, &[0.0; 4], &[0.0; 4], &mut lists));
+    assert_invalid(assign(metric, 3, &[0.0; 4], &[0.0; 6], &mut lists));
+    assert_invalid(assign(metric, 2, &[0.0; 4], &[0.0; 3], &mut lists));
+    assert_invalid(assign(metric, 2, &[], &[0.0; 4], &mut lists));
+    assert_invalid(assign(metric, 2, &[0.0; 4], &[0.0; 6], &mut lists));
+    assert_invalid(assign(metric, 2, &[f32::NAN; 2], &[0.0; 4], &mut lists));
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        assert_invalid(assign(
+            metric,
+            2,
+            &[0.0; 2],
+            &[0.0, 0.0, 0.0, bad],
+            &mut lists,
+        ));
+    }
+    assert_eq!(lists, [7; 2], "nothing is written after an error");
+    assign(metric, 2, &[0.0; 2], &[], &mut []).unwrap();
+}
+
+#[test]
+fn bad_arguments_of_distances_are_refused() {
+    assert_invalid(distances(Metric::L2, &[], &[], &mut []));
+    assert_invalid(distances(Metric::L2, &[0.0; 2], &[0.0; 3], &mut [0.0]));
+    assert_invalid(distances(Metric::L2, &[0.0; 2], &[0.0; 4], &mut [0.0]));
+    let mut out = [0.0];
+    distances(Metric::L2, &[0.0], &[f32::NAN], &mut out).unwrap();
+    assert!(out[0].is_nan());
+}
+
+#[test]
+fn normalize_gives_unit_vectors_and_keeps_zero() {
+    let mut vectors = vec![3.0, 4.0, 0.0, 0.0, 1e30, 1e30, 1e-30, 0.0];
+    normalize(2, &mut vectors).unwrap();
+    let root = 0.5f32.sqrt();
+    assert_eq!(vectors, [0.6, 0.8, 0.0, 0.0, root, root, 1.0, 0.0]);
+    assert_invalid(normalize(3, &mut vectors));
+    assert_invalid(normalize(0, &mut vectors));
+}
+
+fn assert_invalid(result: Result<(), FaissError>) {
+    assert!(
+        matches!(result, Err(FaissError::InvalidArgument(_))),
+        "{result:?}"
+    );
+}

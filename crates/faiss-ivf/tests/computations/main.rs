@@ -1,0 +1,5 @@
+//! The public functions against plain Rust.
+
+mod distances;
+mod kmeans;
+mod reference;
