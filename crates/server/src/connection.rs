@@ -1,0 +1,118 @@
+//! One connection: a request, its answer, the next request.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use sight_protocol::{ErrorReply, Frame, FrameDecoder, FrameError, Request, encode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::error;
+use crate::log;
+use crate::service::{self, Answer, Service};
+
+/// Room that is made for each read, in bytes.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Why a connection ends before its client closes it.
+enum Broken {
+    /// Nobody is there to answer to.
+    Gone,
+    /// The client is told, and not heard again.
+    Protocol(ErrorReply),
+}
+
+impl From<io::Error> for Broken {
+    fn from(_: io::Error) -> Self {
+        Self::Gone
+    }
+}
+
+impl From<FrameError> for Broken {
+    fn from(error: FrameError) -> Self {
+        Self::Protocol(error::from_frame(&error))
+    }
+}
+
+/// Serves a connection until either end closes it.
+pub async fn serve(mut stream: UnixStream, service: Arc<Service>) {
+    let mut decoder = FrameDecoder::default();
+    loop {
+        let broken = match serve_request(&mut stream, &mut decoder, &service).await {
+            Ok(()) => continue,
+            Err(broken) => broken,
+        };
+        if let Broken::Protocol(error) = broken {
+            log::warning(format_args!("closing a connection: {}", error.message));
+            service.activity.count_failure();
+            // The client may be gone, or busy writing what is not read.
+            let _ = send(&mut stream, error.into()).await;
+        }
+        return;
+    }
+}
+
+async fn serve_request(
+    stream: &mut UnixStream,
+    decoder: &mut FrameDecoder,
+    service: &Arc<Service>,
+) -> Result<(), Broken> {
+    let frame = read_frame(stream, decoder).await?;
+    let request = service::decode(&frame).map_err(Broken::Protocol)?;
+    // The supervisor asks for the status of an idle server: no work.
+    let _work = (request != Request::Status).then(|| service.activity.begin());
+    let answer = tokio::select! {
+        biased;
+        answer = service.answer(request, frame.body) => answer,
+        broken = unexpected_input(stream) => return Err(broken),
+    };
+    send(stream, answer).await?;
+    Ok(())
+}
+
+async fn read_frame(stream: &mut UnixStream, decoder: &mut FrameDecoder) -> Result<Frame, Broken> {
+    loop {
+        if let Some(frame) = decoder.next_frame()? {
+            if !decoder.is_empty() {
+                return Err(Broken::Protocol(early_input()));
+            }
+            // The rest of the buffer would keep the memory of the whole frame
+            // for as long as the connection lasts.
+            *decoder = FrameDecoder::default();
+            return Ok(frame);
+        }
+        let buffer: &mut BytesMut = decoder.buffer_mut();
+        buffer.reserve(READ_BYTES);
+        if stream.read_buf(buffer).await? == 0 {
+            return Err(Broken::Gone);
+        }
+    }
+}
+
+/// Returns when the client closes the connection, or breaks the protocol,
+/// while its request is in work.
+async fn unexpected_input(stream: &mut UnixStream) -> Broken {
+    let mut byte = [0u8; 1];
+    match stream.read(&mut byte).await {
+        Ok(0) | Err(_) => Broken::Gone,
+        Ok(_) => Broken::Protocol(early_input()),
+    }
+}
+
+fn early_input() -> ErrorReply {
+    error::protocol("client sent more before its request was answered")
+}
+
+async fn send(stream: &mut UnixStream, answer: Answer) -> io::Result<()> {
+    let frame = encode(&answer.response, &[&answer.body])
+        .or_else(|error| encode(&too_large(&error), &[]))
+        .map_err(io::Error::other)?;
+    drop(answer);
+    stream.write_all(&frame).await
+}
+
+fn too_large(error: &FrameError) -> sight_protocol::Response {
+    let message = format!("answer cannot be sent: {error}");
+    sight_protocol::Response::Error(error::internal(message))
+}

@@ -1,0 +1,95 @@
+//! What a model thread computes with: one trait over text encoders and
+//! captioners.
+
+use sight_models::{Captioner, GenerationConfig, Prompt, TextEncoder};
+use sight_protocol::ErrorReply;
+
+use crate::error;
+
+/// A loaded model, as the queue and the model thread see it.
+pub trait Engine: Send + Sync + 'static {
+    /// One prepared input: a tokenized text, a preprocessed picture.
+    type Input: Send + 'static;
+    /// What inputs must have in common to be computed in one batch.
+    type Options: PartialEq + Send + Sync + 'static;
+    type Output: Send + 'static;
+
+    /// The part of a batch's budget that an input takes: tokens or pictures.
+    fn cost(input: &Self::Input) -> usize;
+
+    /// Computes one batch, in input order. `cancelled` says whether the answer
+    /// for an input is still wanted; `None` answers one that is not.
+    ///
+    /// # Errors
+    /// An error of the batch; the caller finds out which input is at fault.
+    fn compute(
+        &self,
+        inputs: &[&Self::Input],
+        options: &Self::Options,
+        cancelled: &dyn Fn(usize) -> bool,
+    ) -> Result<Vec<Option<Self::Output>>, ErrorReply>;
+}
+
+impl Engine for TextEncoder {
+    type Input = sight_models::Tokens;
+    type Options = ();
+    type Output = Vec<f32>;
+
+    fn cost(input: &Self::Input) -> usize {
+        input.len()
+    }
+
+    fn compute(
+        &self,
+        inputs: &[&Self::Input],
+        (): &(),
+        _cancelled: &dyn Fn(usize) -> bool,
+    ) -> Result<Vec<Option<Vec<f32>>>, ErrorReply> {
+        let vectors = self.encode(inputs).map_err(error::from_model)?;
+        Ok(vectors.into_iter().map(Some).collect())
+    }
+}
+
+/// How pictures are described.
+#[derive(Debug, PartialEq)]
+pub struct DescribeOptions {
+    /// At least one; the answers are joined by a space.
+    pub prompts: Vec<Prompt>,
+    pub generation: GenerationConfig,
+}
+
+impl Engine for Captioner {
+    type Input = sight_models::Pixels;
+    type Options = DescribeOptions;
+    type Output = String;
+
+    fn cost(_input: &Self::Input) -> usize {
+        1
+    }
+
+    fn compute(
+        &self,
+        inputs: &[&Self::Input],
+        options: &DescribeOptions,
+        cancelled: &dyn Fn(usize) -> bool,
+    ) -> Result<Vec<Option<String>>, ErrorReply> {
+        let images = self.encode_images(inputs).map_err(error::from_model)?;
+        let mut answers: Vec<Option<Vec<String>>> = vec![Some(Vec::new()); inputs.len()];
+        for prompt in &options.prompts {
+            let dropped = |row: usize| answers[row].is_none() || cancelled(row);
+            let captions = self
+                .generate(&images, prompt, &options.generation, &dropped)
+                .map_err(error::from_model)?;
+            for (answer, caption) in answers.iter_mut().zip(captions) {
+                match (answer.as_mut(), caption) {
+                    (Some(parts), Some(caption)) => parts.push(caption.text),
+                    _ => *answer = None,
+                }
+            }
+        }
+        let joined = answers
+            .into_iter()
+            .map(|parts| parts.map(|parts| parts.join(" ")));
+        Ok(joined.collect())
+    }
+}
