@@ -10,7 +10,8 @@ use faiss_ivf::{FaissError, KMeans, Metric, kmeans, normalize, set_threads};
 /// The number of threads is one setting of the process.
 static THREADS: Mutex<()> = Mutex::new(());
 
-fn with_threads<T>(n: usize, work: impl FnOnce() -> T) -> T {
+/// Runs `work` with `n` threads allowed, and no other such test meanwhile.
+pub fn with_threads<T>(n: usize, work: impl FnOnce() -> T) -> T {
     let _lock = THREADS.lock().unwrap_or_else(|e| e.into_inner());
     set_threads(n);
     let result = work();

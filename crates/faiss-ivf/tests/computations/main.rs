@@ -3,3 +3,5 @@
 mod distances;
 mod kmeans;
 mod reference;
+#[cfg(target_os = "linux")]
+mod threads;
