@@ -3,8 +3,7 @@
 
 use std::env;
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Names a static OpenBLAS archive in place of those found by themselves.
 const ARCHIVE_VARIABLE: &str = "PG_SIGHT_OPENBLAS";
@@ -38,7 +37,7 @@ fn compile_shim() {
 
 /// faiss-sys links `-lblas -llapack`, which at run time may be any BLAS of the
 /// system, also one that starts threads when it is loaded. A folder in front of
-/// the search path that holds both names makes them an OpenBLAS of our choice.
+/// the search path gives both names the meaning of a static OpenBLAS.
 fn link_blas() {
     println!("cargo:rerun-if-env-changed={ARCHIVE_VARIABLE}");
     let Some(archive) = find_archive() else {
@@ -51,18 +50,17 @@ fn link_blas() {
     println!("cargo:rerun-if-changed={}", archive.display());
     let folder = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("blas");
     fs::create_dir_all(&folder).expect("the output folder is writable");
-    // The archive holds LAPACK too.
-    for name in ["libblas.a", "liblapack.a"] {
-        replace_link(&archive, &folder.join(name));
+    // A script of the linker, as libc.so is one. The archive holds LAPACK too,
+    // some of whose routines call the run-time library of Fortran.
+    let mut script = format!("INPUT ( {}", archive.display());
+    if let Some(fortran) = find_fortran() {
+        script.push_str(&format!(" AS_NEEDED ( {} )", fortran.display()));
+    }
+    script.push_str(" )\n");
+    for name in ["libblas.so", "liblapack.so"] {
+        fs::write(folder.join(name), &script).expect("the output folder is writable");
     }
     println!("cargo:rustc-link-search=native={}", folder.display());
-}
-
-fn replace_link(target: &Path, link: &Path) {
-    if link.symlink_metadata().is_ok() {
-        fs::remove_file(link).expect("the old link can be removed");
-    }
-    symlink(target, link).expect("the output folder takes links");
 }
 
 /// The OpenMP build first: FAISS leaves the threads of its matrix products to
@@ -73,16 +71,26 @@ fn find_archive() -> Option<PathBuf> {
         assert!(path.is_file(), "{ARCHIVE_VARIABLE} names no file");
         return Some(path);
     }
-    let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
-    let debian = format!("/usr/lib/{arch}-linux-gnu");
+    let debian = debian_folder();
     [
-        format!("{debian}/openblas-openmp/libopenblas.a"),
-        format!("{debian}/openblas-serial/libopenblas.a"),
+        debian.join("openblas-openmp/libopenblas.a"),
+        debian.join("openblas-serial/libopenblas.a"),
         // Fedora and its relatives.
-        "/usr/lib64/libopenblaso.a".to_owned(),
-        "/usr/lib64/libopenblas.a".to_owned(),
+        PathBuf::from("/usr/lib64/libopenblaso.a"),
+        PathBuf::from("/usr/lib64/libopenblas.a"),
     ]
     .into_iter()
-    .map(PathBuf::from)
     .find(|path| path.is_file())
+}
+
+fn find_fortran() -> Option<PathBuf> {
+    [debian_folder(), PathBuf::from("/usr/lib64")]
+        .into_iter()
+        .map(|folder| folder.join("libgfortran.so.5"))
+        .find(|path| path.is_file())
+}
+
+fn debian_folder() -> PathBuf {
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    PathBuf::from(format!("/usr/lib/{arch}-linux-gnu"))
 }
