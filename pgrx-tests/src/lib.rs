@@ -1,1 +1,16 @@
+//! Real clusters for the tests in `tests/`, each in a folder of its own.
+//!
+//! The environment, which `make test` sets:
+//! - `PG_CONFIG`: the installation with pgvector and pg_sight;
+//! - `PG_SIGHT_TEST_USER`: who runs PostgreSQL when the tests run as root;
+//! - `PG_SIGHT_MINILM`: directory of all-MiniLM-L6-v2.
 
+mod cluster;
+mod error;
+mod models;
+mod process;
+
+pub use cluster::Cluster;
+pub use error::{SqlFailure, sql_failure};
+pub use models::{CAPTIONER, ENCODER, captioner_goldens, demo_directory, samples};
+pub use process::{is_alive, kill, wait_until};

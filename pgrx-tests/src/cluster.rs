@@ -1,0 +1,346 @@
+//! A PostgreSQL cluster in a temporary folder.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use postgres::{Client, NoTls};
+use tempfile::TempDir;
+
+use crate::models::{CAPTIONER, ENCODER, demo_directory, minilm_directory};
+use crate::process::{is_alive, kill, wait_until};
+
+/// Name of the superuser and of the first database.
+const SUPERUSER: &str = "postgres";
+/// There is no TCP; the port only names the socket.
+const PORT: u16 = 5432;
+
+/// User and group that run PostgreSQL, when the tests run as root.
+#[derive(Clone, Copy)]
+struct Owner {
+    uid: u32,
+    gid: u32,
+}
+
+/// A running cluster; it is stopped and removed when dropped.
+pub struct Cluster {
+    folder: TempDir,
+    bin: PathBuf,
+    owner: Option<Owner>,
+}
+
+fn pg_config(option: &str) -> PathBuf {
+    let program = std::env::var_os("PG_CONFIG").expect("PG_CONFIG names an installation");
+    let output = Command::new(program)
+        .arg(option)
+        .output()
+        .expect("pg_config runs");
+    PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
+}
+
+fn owner() -> Option<Owner> {
+    // SAFETY: a system call without arguments.
+    if unsafe { libc::geteuid() } != 0 {
+        return None;
+    }
+    let name = std::env::var("PG_SIGHT_TEST_USER").unwrap_or_else(|_| "postgres".into());
+    let id = |flag| {
+        let output = Command::new("id")
+            .args([flag, name.as_str()])
+            .output()
+            .expect("id runs");
+        String::from_utf8(output.stdout)
+            .expect("a number")
+            .trim()
+            .parse()
+            .unwrap_or_else(|_| {
+                panic!("PostgreSQL refuses to run as root, and there is no user \"{name}\"")
+            })
+    };
+    Some(Owner {
+        uid: id("-u"),
+        gid: id("-g"),
+    })
+}
+
+impl Cluster {
+    /// A cluster with the extension and both demo models in database `postgres`.
+    pub fn with_models() -> Self {
+        Self::with_models_and(&[])
+    }
+
+    /// The same with more lines of configuration.
+    pub fn with_models_and(configuration: &[&str]) -> Self {
+        let cluster = Self::start(configuration);
+        let mut client = cluster.client();
+        client
+            .batch_execute("CREATE EXTENSION pg_sight CASCADE")
+            .expect("extension is created");
+        cluster.register_models(&mut client);
+        cluster
+    }
+
+    /// An empty cluster that runs.
+    pub fn start(configuration: &[&str]) -> Self {
+        // Socket paths are limited to 107 bytes: not below a long TMPDIR.
+        let folder = tempfile::Builder::new()
+            .prefix("sight")
+            .tempdir_in("/tmp")
+            .expect("folder");
+        let cluster = Self {
+            folder,
+            bin: pg_config("--bindir"),
+            owner: owner(),
+        };
+        if let Some(owner) = cluster.owner {
+            chown(cluster.folder.path(), Some(owner.uid), Some(owner.gid)).expect("chown");
+        }
+        let data = cluster.data();
+        let init = [
+            "--no-sync",
+            "-A",
+            "trust",
+            "-U",
+            SUPERUSER,
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "-D",
+        ];
+        let init = init.map(OsStr::new).into_iter().chain([data.as_os_str()]);
+        cluster.run("initdb", init);
+        let socket = cluster.folder.path().display();
+        let mut lines = format!(
+            "listen_addresses = ''\nunix_socket_directories = '{socket}'\nport = {PORT}\n\
+             shared_buffers = 128MB\nlog_line_prefix = '%m [%p] %b '\n"
+        );
+        for line in configuration {
+            lines.push_str(line);
+            lines.push('\n');
+        }
+        let file = data.join("postgresql.conf");
+        let old = fs::read_to_string(&file).expect("configuration");
+        fs::write(&file, old + &lines).expect("configuration");
+        cluster.start_server();
+        cluster
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// The cluster's folder, which the server's user may read and write.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What PostgreSQL has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn command(&self, program: &str) -> Command {
+        self.command_at(&self.bin.join(program))
+    }
+
+    fn command_at(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", "/usr/bin:/bin");
+        command.current_dir(self.folder.path());
+        if let Some(owner) = self.owner {
+            command.uid(owner.uid).gid(owner.gid);
+        }
+        command
+    }
+
+    fn run<'a>(&self, program: &str, arguments: impl IntoIterator<Item = &'a OsStr>) -> Output {
+        let output = self
+            .command(program)
+            .args(arguments)
+            .output()
+            .expect("program starts");
+        assert!(
+            output.status.success(),
+            "{program}: {}{}\n{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+            self.log()
+        );
+        output
+    }
+
+    /// Starts PostgreSQL, after a stop or a crash.
+    pub fn start_server(&self) {
+        // Not `output()`: the postmaster would keep a pipe open for ever.
+        let status = self
+            .command("pg_ctl")
+            .args(["start", "-w", "-s", "-t", "60", "-D"])
+            .arg(self.data())
+            .arg("-l")
+            .arg(self.folder.path().join("log"))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .status()
+            .expect("pg_ctl starts");
+        assert!(
+            status.success(),
+            "PostgreSQL did not start:\n{}",
+            self.log()
+        );
+    }
+
+    /// Stops PostgreSQL in the given mode: `fast`, `immediate` or `smart`.
+    pub fn stop_server(&self, mode: &str) {
+        let data = self.data();
+        let arguments = ["stop", "-w", "-s", "-t", "60", "-m", mode, "-D"].map(OsStr::new);
+        self.run("pg_ctl", arguments.into_iter().chain([data.as_os_str()]));
+    }
+
+    /// Process of the postmaster.
+    pub fn postmaster(&self) -> i32 {
+        let file = fs::read_to_string(self.data().join("postmaster.pid")).expect("it runs");
+        file.lines()
+            .next()
+            .and_then(|line| line.parse().ok())
+            .expect("a process id")
+    }
+
+    /// `kill -9` of the postmaster.
+    pub fn crash(&self) {
+        let postmaster = self.postmaster();
+        kill(postmaster, libc::SIGKILL);
+        wait_until("the postmaster is gone", Duration::from_secs(10), || {
+            !is_alive(postmaster)
+        });
+    }
+
+    /// Starts PostgreSQL after a crash, which recovers it. It refuses as long
+    /// as processes of the crashed one use its shared memory.
+    pub fn recover(&self) {
+        let data = self.data();
+        wait_until(
+            "backends of the crashed cluster are gone",
+            Duration::from_secs(20),
+            || {
+                let processes = fs::read_dir("/proc").expect("/proc");
+                !processes.flatten().any(|process| {
+                    fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == data)
+                })
+            },
+        );
+        self.start_server();
+    }
+
+    /// Rereads the configuration.
+    pub fn reload(&self) {
+        let data = self.data();
+        let arguments = ["reload", "-s", "-D"].map(OsStr::new);
+        self.run("pg_ctl", arguments.into_iter().chain([data.as_os_str()]));
+    }
+
+    /// Connects as a superuser to database `postgres`.
+    pub fn client(&self) -> Client {
+        self.client_of(SUPERUSER, "postgres")
+    }
+
+    /// Connects as a role to a database.
+    pub fn client_of(&self, user: &str, database: &str) -> Client {
+        postgres::Config::new()
+            .host_path(self.folder.path())
+            .port(PORT)
+            .user(user)
+            .dbname(database)
+            .connect(NoTls)
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
+    }
+
+    /// Runs a file in psql as a user would see it: echo of the statements,
+    /// results and errors in one text.
+    pub fn psql(&self, database: &str, file: &Path) -> String {
+        // Read here: psql's user need not be able to read the checkout.
+        let script = fs::read(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let copy = self.folder.path().join(file.file_name().expect("a file"));
+        fs::write(&copy, script).expect("copy");
+        let output = self
+            .command_at(Path::new("/bin/sh"))
+            .args([
+                "-c",
+                "exec \"$0\" -X -q -a -h \"$1\" -p \"$2\" -U \"$3\" -d \"$4\" -f \"$5\" 2>&1",
+            ])
+            .arg(self.bin.join("psql"))
+            .arg(self.folder.path())
+            .arg(PORT.to_string())
+            .args([SUPERUSER, database])
+            .arg(copy.file_name().expect("a file"))
+            .output()
+            .expect("psql starts");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Copies a model to where the server's user can read it.
+    pub fn copy_model(&self, from: &Path, name: &str) -> PathBuf {
+        let to = self.folder.path().join(name);
+        copy_tree(from, &to);
+        to
+    }
+
+    fn register_models(&self, client: &mut Client) {
+        let captioner = self.copy_model(&demo_directory().join("captioner"), CAPTIONER);
+        let encoder = self.copy_model(&minilm_directory(), ENCODER);
+        for (name, directory) in [(CAPTIONER, captioner), (ENCODER, encoder)] {
+            let directory = directory.to_str().expect("UTF-8");
+            client
+                .execute("SELECT sight_model_register($1, $2)", &[&name, &directory])
+                .unwrap_or_else(|error| panic!("{name}: {error:?}\n{}", self.log()));
+        }
+        let settings = format!(
+            "ALTER DATABASE postgres SET pg_sight.describe_model = '{CAPTIONER}';
+             ALTER DATABASE postgres SET pg_sight.embed_model = '{ENCODER}';
+             SET pg_sight.describe_model = '{CAPTIONER}';
+             SET pg_sight.embed_model = '{ENCODER}';"
+        );
+        client.batch_execute(&settings).expect("settings");
+    }
+
+    /// Process of the model server, as the view shows it.
+    pub fn model_server(&self, client: &mut Client) -> Option<i32> {
+        let row = client.query_one("SELECT pid, state FROM sight_server_status", &[]);
+        row.expect("the view always has one row").get(0)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of PostgreSQL ---\n{}", self.log());
+        }
+        let _ = self
+            .command("pg_ctl")
+            .args(["stop", "-s", "-m", "immediate", "-D"])
+            .arg(self.data())
+            .status();
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("folder");
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).expect("permissions");
+    for entry in fs::read_dir(from).unwrap_or_else(|error| panic!("{}: {error}", from.display())) {
+        let entry = entry.expect("entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).expect("copy");
+            fs::set_permissions(&target, fs::Permissions::from_mode(0o644)).expect("permissions");
+        }
+    }
+}
