@@ -71,7 +71,7 @@ class Pictures(unittest.TestCase):
 
     def test_pictures_equal_the_committed_ones(self):
         """Within a level or two: sines of other processors may differ in the last bit."""
-        files = sorted(GOLDENS.glob("*.png"))
+        files = sorted(GOLDENS.rglob("*.png"))
         self.assertGreaterEqual(len(files), 32)
         for file in files:
             committed = np.asarray(Image.open(file).convert("RGB")).astype(int)
