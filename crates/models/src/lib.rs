@@ -1,17 +1,31 @@
 //! Text encoders and image captioners on candle, in the file layouts of Hugging
 //! Face. Nothing here knows of PostgreSQL or of the wire protocol.
+//!
+//! [`inspect`] says what a directory holds and whether it is whole, [`load`] gives
+//! a [`TextEncoder`] or a [`Captioner`]. Their numbers are those of
+//! sentence-transformers and transformers: the tests compare them.
 #![forbid(unsafe_code)]
 
-mod api;
+mod bert;
+mod blip;
+mod checkpoint;
 mod device;
 mod error;
-pub mod generation;
+mod files;
+mod generation;
+mod image;
+mod linear;
+mod load;
+mod ops;
+mod pooling;
+mod text_encoder;
+mod tokenizer;
 
-pub use api::{
-    Architecture, Caption, Captioner, EncodedImages, ImageLimits, Model, ModelSummary, Pixels,
-    Prompt, Task, TextEncoder, Tokens, inspect, load,
-};
+pub use blip::{Caption, Captioner, EncodedImages, Prompt};
 pub use candle_core::Device;
 pub use device::{device_name, open_device, set_threads};
 pub use error::{ErrorKind, ModelError};
 pub use generation::{GenerationConfig, GenerationOverrides};
+pub use image::{ImageLimits, Pixels};
+pub use load::{Architecture, Model, ModelSummary, Task, inspect, load};
+pub use text_encoder::{TextEncoder, Tokens};

@@ -1,41 +1,130 @@
-//! Generation of text, independent of the model.
+//! Generation of text with the semantics of transformers' `generate`,
+//! independent of the model: a model is a [`Decoder`], a search asks it for
+//! scores, and the options of a caller are a [`GenerationConfig`].
 
-/// Options of a caller, under the names of Hugging Face's `GenerationConfig`;
-/// `None` takes the model's own value.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct GenerationOverrides {
-    /// Longest sequence in tokens, the prompt included.
-    pub max_length: Option<u32>,
-    /// Longest answer in tokens, the prompt not included; wins over `max_length`.
-    pub max_new_tokens: Option<u32>,
-    /// Shortest sequence in tokens, the prompt included.
-    pub min_length: Option<u32>,
-    /// Shortest answer in tokens; wins over `min_length`.
-    pub min_new_tokens: Option<u32>,
-    /// Beams of beam search; 1 searches greedily.
-    pub num_beams: Option<u32>,
-    /// Exponent of the length by which beam scores are divided.
-    pub length_penalty: Option<f32>,
-    /// When a beam search ends.
-    pub early_stopping: Option<bool>,
-    /// Divides (multiplies, below 0) the logits of tokens that occurred; 1 is off.
-    pub repetition_penalty: Option<f32>,
-    /// Length of token sequences that may occur once only; 0 is off.
-    pub no_repeat_ngram_size: Option<u32>,
-    /// Sample instead of taking the likeliest token.
-    pub do_sample: Option<bool>,
-    /// Divides the logits before sampling.
-    pub temperature: Option<f32>,
-    /// Sample among so many of the likeliest tokens.
-    pub top_k: Option<u32>,
-    /// Sample among the likeliest tokens that have this probability together.
-    pub top_p: Option<f32>,
-    /// Seed of sampling.
-    pub seed: Option<u64>,
+mod beam;
+mod config;
+mod greedy;
+mod processors;
+
+pub use config::{GenerationConfig, GenerationOverrides};
+pub(crate) use config::{Lengths, StoredGenerationConfig};
+
+use crate::error::{ErrorKind, ModelError};
+
+/// A sequence goes on: with `token` after row `parent` of the decoder's last call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Continuation {
+    pub(crate) parent: usize,
+    pub(crate) token: u32,
 }
 
-/// A checked configuration of one generation.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GenerationConfig {
-    max_length: usize,
+/// What a search needs of a model: scores of the next token, by row.
+pub(crate) trait Decoder {
+    /// Tokens there are.
+    fn vocabulary(&self) -> usize;
+
+    /// Scores after the prompt, (inputs, vocabulary): one row for each input.
+    fn prompt(&mut self) -> Result<Vec<f32>, ModelError>;
+
+    /// Scores after further tokens, (rows, vocabulary). A row of the last call
+    /// that no continuation names is forgotten; one may be named several times.
+    fn step(&mut self, rows: &[Continuation]) -> Result<Vec<f32>, ModelError>;
+}
+
+/// What is the same for all inputs of a generation.
+pub(crate) struct Request<'a> {
+    pub(crate) config: &'a GenerationConfig,
+    pub(crate) lengths: Lengths,
+    /// The tokens that every sequence begins with.
+    pub(crate) prompt: &'a [u32],
+    pub(crate) inputs: usize,
+    /// The token that ends a sequence.
+    pub(crate) end: u32,
+    /// Asked before each step, with the number of the input.
+    pub(crate) cancelled: &'a dyn Fn(usize) -> bool,
+}
+
+/// Generates a sequence for each input: the prompt, the answer, and the end
+/// token unless the sequence ended by its length. `None` where it was cancelled.
+pub(crate) fn generate(
+    decoder: &mut dyn Decoder,
+    request: &Request<'_>,
+) -> Result<Vec<Option<Vec<u32>>>, ModelError> {
+    if request.config.num_beams > 1 {
+        beam::search(decoder, request)
+    } else {
+        greedy::search(decoder, request)
+    }
+}
+
+/// The first of the largest scores.
+fn argmax(scores: &[f32]) -> Result<u32, ModelError> {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (token, score) in scores.iter().enumerate() {
+        if score.is_nan() {
+            return Err(not_a_number());
+        }
+        if *score > best.1 {
+            best = (token, *score);
+        }
+    }
+    Ok(best.0 as u32)
+}
+
+fn not_a_number() -> ModelError {
+    ModelError::new(ErrorKind::Internal, "model computation failed")
+        .with_detail("The scores of the next token are not numbers.")
+        .with_hint("The weights of the model may be damaged.")
+}
+
+#[cfg(test)]
+mod testing {
+    use super::{Continuation, Decoder};
+    use crate::error::ModelError;
+
+    /// A model whose scores depend on the whole sequence of a row, so that a
+    /// search that loses or mixes rows is found out.
+    pub(super) struct Scripted<F> {
+        pub(super) vocabulary: usize,
+        pub(super) rows: Vec<(usize, Vec<u32>)>,
+        pub(super) scores: F,
+    }
+
+    impl<F: Fn(usize, &[u32]) -> Vec<f32>> Scripted<F> {
+        pub(super) fn new(vocabulary: usize, prompt: &[u32], inputs: usize, scores: F) -> Self {
+            Self {
+                vocabulary,
+                rows: (0..inputs).map(|input| (input, prompt.to_vec())).collect(),
+                scores,
+            }
+        }
+
+        fn all(&self) -> Vec<f32> {
+            let score = |(input, tokens): &(usize, Vec<u32>)| (self.scores)(*input, tokens);
+            self.rows.iter().flat_map(score).collect()
+        }
+    }
+
+    impl<F: Fn(usize, &[u32]) -> Vec<f32>> Decoder for Scripted<F> {
+        fn vocabulary(&self) -> usize {
+            self.vocabulary
+        }
+
+        fn prompt(&mut self) -> Result<Vec<f32>, ModelError> {
+            Ok(self.all())
+        }
+
+        fn step(&mut self, rows: &[Continuation]) -> Result<Vec<f32>, ModelError> {
+            self.rows = rows
+                .iter()
+                .map(|row| {
+                    let (input, mut tokens) = self.rows[row.parent].clone();
+                    tokens.push(row.token);
+                    (input, tokens)
+                })
+                .collect();
+            Ok(self.all())
+        }
+    }
 }

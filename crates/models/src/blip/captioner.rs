@@ -1,0 +1,325 @@
+//! Captions of pictures by BLIP.
+
+use candle_core::{Device, Tensor};
+use tokenizers::Tokenizer;
+
+use crate::blip::config::BlipConfig;
+use crate::blip::text::{KeysAndValues, Step, TextDecoder};
+use crate::blip::vision::VisionTower;
+use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::error::{ErrorKind, ModelError};
+use crate::files::{ModelDirectory, damaged};
+use crate::generation::{
+    Continuation, Decoder, GenerationConfig, GenerationOverrides, Request, StoredGenerationConfig,
+    generate,
+};
+use crate::image::{ImageLimits, ImageProcessor, Pixels};
+use crate::ops::HistoryTable;
+use crate::tokenizer;
+
+/// What follows from the configuration files, before any weight is read.
+#[derive(Debug)]
+pub(crate) struct CaptionerPlan {
+    config: BlipConfig,
+    processor: ImageProcessor,
+    generation: StoredGenerationConfig,
+    tokenizer: Tokenizer,
+    clean_up_spaces: bool,
+}
+
+impl CaptionerPlan {
+    /// Reads and checks all configuration files. Errors name the file.
+    pub(crate) fn read(directory: &ModelDirectory) -> Result<Self, ModelError> {
+        let config: BlipConfig = directory.json("config.json")?;
+        config.check()?;
+        let processor = ImageProcessor::read(directory, config.vision_config.image_size)?;
+        let generation = directory
+            .optional_json("generation_config.json")?
+            .unwrap_or_default();
+        let (tokenizer, tokenizer_config) = tokenizer::load(directory)?;
+        let vocabulary = tokenizer.get_vocab_size(true);
+        if vocabulary > config.text_config.vocab_size {
+            return Err(damaged(
+                "tokenizer.json",
+                format!(
+                    "It has {vocabulary} tokens, but config.json says {}.",
+                    config.text_config.vocab_size
+                ),
+            ));
+        }
+        Ok(Self {
+            config,
+            processor,
+            generation,
+            tokenizer,
+            clean_up_spaces: tokenizer_config
+                .clean_up_tokenization_spaces
+                .unwrap_or(false),
+        })
+    }
+
+    pub(crate) fn specs(&self, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
+        let width = self.config.vision_config.hidden_size;
+        let mut specs = VisionTower::specs(&self.config.vision_config);
+        specs.extend(TextDecoder::specs(
+            &self.config.text_config,
+            width,
+            checkpoint,
+        ));
+        specs
+    }
+}
+
+/// An image captioner, ready to compute. It may be used by many threads at once.
+#[derive(Debug)]
+pub struct Captioner {
+    plan: CaptionerPlan,
+    vision: VisionTower,
+    text: TextDecoder,
+    device: Device,
+}
+
+/// The tokens that a caption begins with, as the decoder gets them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Prompt {
+    ids: Vec<u32>,
+}
+
+impl Prompt {
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+}
+
+/// Pictures as the text decoder sees them: the keys and values of its attention
+/// to each picture, in all layers. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EncodedImages {
+    count: usize,
+    layers: Vec<KeysAndValues>,
+}
+
+impl EncodedImages {
+    /// How many pictures there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+/// A caption. The ids begin with those of the prompt and end with the separator,
+/// unless the caption ended by its length; the text is without special tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caption {
+    pub text: String,
+    pub token_ids: Vec<u32>,
+}
+
+impl Captioner {
+    pub(crate) fn read(
+        plan: CaptionerPlan,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let (vision, text) = (&plan.config.vision_config, &plan.config.text_config);
+        Ok(Self {
+            vision: VisionTower::read(vision, checkpoint, device)?,
+            text: TextDecoder::read(text, vision.hidden_size, checkpoint, device)?,
+            device: device.clone(),
+            plan,
+        })
+    }
+
+    /// Decodes and preprocesses one encoded picture; limits are checked before
+    /// memory is taken for pixels.
+    ///
+    /// Errors: [`ErrorKind::InvalidImage`], [`ErrorKind::ImageTooLarge`].
+    pub fn preprocess(&self, bytes: &[u8], limits: &ImageLimits) -> Result<Pixels, ModelError> {
+        self.plan.processor.preprocess(bytes, limits)
+    }
+
+    /// The configuration of a generation: the model's own (`generation_config.json`)
+    /// with the caller's options over it, checked.
+    ///
+    /// Errors: [`ErrorKind::InvalidOption`], [`ErrorKind::NotSupported`].
+    pub fn generation(
+        &self,
+        options: &GenerationOverrides,
+    ) -> Result<GenerationConfig, ModelError> {
+        GenerationConfig::new(&self.plan.generation, options)
+    }
+
+    /// The token ids of a prompt as the decoder gets them. As in transformers the
+    /// first token is replaced by the decoder's own first token, and the last, the
+    /// separator, is dropped; an empty prompt is no prompt.
+    pub fn prompt(&self, prompt: Option<&str>) -> Result<Prompt, ModelError> {
+        let mut ids = match prompt {
+            Some(prompt) => tokenizer::encode(&self.plan.tokenizer, prompt)?,
+            None => Vec::new(),
+        };
+        ids.pop();
+        let begin = self.plan.config.text_config.bos_token_id;
+        match ids.first_mut() {
+            Some(first) => *first = begin,
+            None => ids.push(begin),
+        }
+        Ok(Prompt { ids })
+    }
+
+    /// Runs the vision tower, and computes the keys and values of the decoder's
+    /// attention to it: once for a picture, whatever is asked about it.
+    pub fn encode_images(&self, batch: &[&Pixels]) -> Result<EncodedImages, ModelError> {
+        if batch.is_empty() {
+            return Ok(EncodedImages {
+                count: 0,
+                layers: Vec::new(),
+            });
+        }
+        let side = self.plan.processor.side();
+        let mut values = Vec::with_capacity(batch.len() * 3 * side * side);
+        for pixels in batch {
+            values.extend_from_slice(pixels.values());
+        }
+        let pixels = Tensor::from_vec(values, (batch.len(), 3, side, side), &self.device)?;
+        let hidden = self.vision.forward(&pixels)?;
+        Ok(EncodedImages {
+            count: batch.len(),
+            layers: self.text.picture_keys(&hidden)?,
+        })
+    }
+
+    /// Captions pictures, with one prompt for all. `cancelled` is asked before each
+    /// decoder step with the number of the picture: a cancelled picture leaves the
+    /// batch and yields `None`.
+    ///
+    /// Errors: [`ErrorKind::InvalidOption`] where a length does not fit the prompt
+    /// or the model.
+    pub fn generate(
+        &self,
+        images: &EncodedImages,
+        prompt: &Prompt,
+        config: &GenerationConfig,
+        cancelled: &dyn Fn(usize) -> bool,
+    ) -> Result<Vec<Option<Caption>>, ModelError> {
+        let text = &self.plan.config.text_config;
+        let lengths = config.lengths(prompt.ids.len(), text.max_position_embeddings)?;
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let request = Request {
+            config,
+            lengths,
+            prompt: &prompt.ids,
+            inputs: images.count,
+            end: text.sep_token_id,
+            cancelled,
+        };
+        let width = images.count * config.num_beams;
+        let mut decoder = BlipDecoder {
+            captioner: self,
+            images,
+            prompt: &prompt.ids,
+            cache: self.text.cache(width * lengths.max)?,
+            width,
+            position: 0,
+            rows: Vec::new(),
+        };
+        generate(&mut decoder, &request)?
+            .into_iter()
+            .map(|ids| ids.map(|ids| self.caption(ids)).transpose())
+            .collect()
+    }
+
+    fn caption(&self, token_ids: Vec<u32>) -> Result<Caption, ModelError> {
+        let text = tokenizer::decode(&self.plan.tokenizer, self.plan.clean_up_spaces, &token_ids)?;
+        Ok(Caption { text, token_ids })
+    }
+}
+
+/// The decoder at work for one request, with the cache that belongs to it.
+struct BlipDecoder<'a> {
+    captioner: &'a Captioner,
+    images: &'a EncodedImages,
+    prompt: &'a [u32],
+    /// Keys and values of all positions: position p of row r is at `p * width + r`.
+    cache: Vec<KeysAndValues>,
+    /// Rows of the cache for one position.
+    width: usize,
+    /// The next position to compute.
+    position: usize,
+    rows: Vec<Row>,
+}
+
+/// A sequence: its picture, and where in the cache its tokens are.
+#[derive(Clone)]
+struct Row {
+    image: usize,
+    history: Vec<u32>,
+}
+
+impl BlipDecoder<'_> {
+    /// Computes one token for each row; the result is (rows, hidden).
+    fn advance(&mut self, tokens: &[u32]) -> Result<Tensor, ModelError> {
+        let cache_row = self.position * self.width;
+        let patches = self.captioner.plan.config.vision_config.positions();
+        let mut history = HistoryTable::default();
+        let mut pictures = HistoryTable::default();
+        for (index, row) in self.rows.iter_mut().enumerate() {
+            row.history.push((cache_row + index) as u32);
+            history.push(row.history.iter().copied());
+            let first = row.image * patches;
+            pictures.push(first as u32..(first + patches) as u32);
+        }
+        let step = Step {
+            tokens,
+            position: self.position,
+            cache_row,
+            history: &history,
+            pictures: &pictures,
+        };
+        self.position += 1;
+        let layers = &self.images.layers;
+        Ok(self.captioner.text.step(&step, &self.cache, layers)?)
+    }
+
+    fn scores(&self, hidden: &Tensor) -> Result<Vec<f32>, ModelError> {
+        let logits = self.captioner.text.logits(hidden)?;
+        Ok(logits.flatten_all()?.to_vec1()?)
+    }
+}
+
+impl Decoder for BlipDecoder<'_> {
+    fn vocabulary(&self) -> usize {
+        self.captioner.plan.config.text_config.vocab_size
+    }
+
+    fn prompt(&mut self) -> Result<Vec<f32>, ModelError> {
+        self.rows = (0..self.images.count)
+            .map(|image| Row {
+                image,
+                history: Vec::new(),
+            })
+            .collect();
+        let mut hidden = None;
+        for token in self.prompt {
+            hidden = Some(self.advance(&vec![*token; self.images.count])?);
+        }
+        let hidden = hidden.ok_or_else(|| {
+            ModelError::new(ErrorKind::Internal, "a generation needs a first token")
+        })?;
+        self.scores(&hidden)
+    }
+
+    fn step(&mut self, rows: &[Continuation]) -> Result<Vec<f32>, ModelError> {
+        self.rows = rows
+            .iter()
+            .map(|row| self.rows[row.parent].clone())
+            .collect();
+        let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
+        let hidden = self.advance(&tokens)?;
+        self.scores(&hidden)
+    }
+}

@@ -1,0 +1,184 @@
+//! `config.json` of BLIP.
+
+use serde::Deserialize;
+
+use crate::bert::{check_heads, check_positive};
+use crate::error::ModelError;
+use crate::files::{damaged, unsupported};
+
+const FILE: &str = "config.json";
+
+/// What is used of `config.json`; defaults are those of transformers.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct BlipConfig {
+    #[serde(default)]
+    pub(crate) text_config: TextConfig,
+    #[serde(default)]
+    pub(crate) vision_config: VisionConfig,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub(crate) struct TextConfig {
+    pub(crate) vocab_size: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) num_hidden_layers: usize,
+    pub(crate) num_attention_heads: usize,
+    pub(crate) max_position_embeddings: usize,
+    pub(crate) hidden_act: String,
+    pub(crate) layer_norm_eps: f64,
+    pub(crate) bos_token_id: u32,
+    pub(crate) sep_token_id: u32,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 30524,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 512,
+            hidden_act: "gelu".to_owned(),
+            layer_norm_eps: 1e-12,
+            bos_token_id: 30522,
+            sep_token_id: 102,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub(crate) struct VisionConfig {
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) num_hidden_layers: usize,
+    pub(crate) num_attention_heads: usize,
+    pub(crate) image_size: usize,
+    pub(crate) patch_size: usize,
+    pub(crate) hidden_act: String,
+    pub(crate) layer_norm_eps: f64,
+}
+
+impl Default for VisionConfig {
+    fn default() -> Self {
+        Self {
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            image_size: 384,
+            patch_size: 16,
+            hidden_act: "gelu".to_owned(),
+            layer_norm_eps: 1e-5,
+        }
+    }
+}
+
+impl VisionConfig {
+    /// Patches along one side.
+    pub(crate) fn grid(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
+    /// Vectors of one picture: the class token and the patches.
+    pub(crate) fn positions(&self) -> usize {
+        self.grid() * self.grid() + 1
+    }
+}
+
+impl BlipConfig {
+    /// Refuses what is not computed, and sizes that contradict each other.
+    pub(crate) fn check(&self) -> Result<(), ModelError> {
+        let (text, vision) = (&self.text_config, &self.vision_config);
+        for (part, activation) in [
+            ("text_config", &text.hidden_act),
+            ("vision_config", &vision.hidden_act),
+        ] {
+            if activation != "gelu" {
+                return Err(unsupported(
+                    FILE,
+                    format!("The hidden_act of its {part} is \"{activation}\"."),
+                )
+                .with_hint("The supported activation is \"gelu\"."));
+            }
+        }
+        check_heads(text.hidden_size, text.num_attention_heads, FILE)?;
+        check_heads(vision.hidden_size, vision.num_attention_heads, FILE)?;
+        check_positive(
+            &[
+                ("vocab_size", text.vocab_size),
+                ("intermediate_size", text.intermediate_size),
+                ("max_position_embeddings", text.max_position_embeddings),
+                ("intermediate_size", vision.intermediate_size),
+                ("patch_size", vision.patch_size),
+                ("image_size", vision.image_size),
+            ],
+            FILE,
+        )?;
+        if !vision.image_size.is_multiple_of(vision.patch_size) {
+            return Err(damaged(
+                FILE,
+                format!(
+                    "Its image_size {} is not a multiple of its patch_size {}.",
+                    vision.image_size, vision.patch_size
+                ),
+            ));
+        }
+        for (name, id) in [
+            ("bos_token_id", text.bos_token_id),
+            ("sep_token_id", text.sep_token_id),
+        ] {
+            if id as usize >= text.vocab_size {
+                return Err(damaged(
+                    FILE,
+                    format!(
+                        "Its {name} {id} is outside of the vocabulary of {}.",
+                        text.vocab_size
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn an_empty_configuration_is_that_of_the_base_model() {
+        let config: BlipConfig = serde_json::from_str("{}").unwrap();
+        config.check().unwrap();
+        assert_eq!(config.vision_config.positions(), 577);
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let wrong = [
+            (r#"{"vision_config": {"image_size": 100}}"#, "image_size"),
+            (
+                r#"{"text_config": {"bos_token_id": 30524}}"#,
+                "bos_token_id",
+            ),
+            (
+                r#"{"text_config": {"num_attention_heads": 7}}"#,
+                "attention heads",
+            ),
+            (r#"{"text_config": {"vocab_size": 0}}"#, "vocab_size"),
+        ];
+        for (json, name) in wrong {
+            let config: BlipConfig = serde_json::from_str(json).unwrap();
+            let error = config.check().unwrap_err();
+            assert_eq!(error.kind, ErrorKind::ModelInvalid);
+            assert!(error.detail.unwrap().contains(name), "{json}");
+        }
+        let config: BlipConfig =
+            serde_json::from_str(r#"{"vision_config": {"hidden_act": "relu"}}"#).unwrap();
+        assert_eq!(config.check().unwrap_err().kind, ErrorKind::NotSupported);
+    }
+}

@@ -1,0 +1,304 @@
+//! The text decoder of BLIP: BERT's layers with a causal self-attention over a
+//! cache and an attention to the picture.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::bert::{norm_specs, read_norm};
+use crate::blip::config::TextConfig;
+use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::error::ModelError;
+use crate::linear::Linear;
+use crate::ops::{
+    HistoryTable, NormParameters, add_layer_norm, bias_gelu, cached_attention, layer_norm,
+};
+
+const PREFIX: &str = "text_decoder";
+
+#[derive(Debug)]
+pub(crate) struct TextDecoder {
+    config: TextConfig,
+    words: Tensor,
+    positions: Tensor,
+    norm: NormParameters,
+    layers: Vec<Layer>,
+    transform: Linear,
+    transform_norm: NormParameters,
+    /// Its weight is that of the word embeddings.
+    output: Linear,
+}
+
+#[derive(Debug)]
+struct Layer {
+    qkv: Linear,
+    self_output: Linear,
+    self_norm: NormParameters,
+    cross_query: Linear,
+    cross_key: Linear,
+    cross_value: Linear,
+    cross_output: Linear,
+    cross_norm: NormParameters,
+    intermediate: Linear,
+    output: Linear,
+    output_norm: NormParameters,
+}
+
+/// Keys and values of a picture or a text for one layer, each (rows, hidden).
+#[derive(Debug, Clone)]
+pub(crate) struct KeysAndValues {
+    keys: Tensor,
+    values: Tensor,
+}
+
+/// One decoder step: tokens at one position of several sequences.
+pub(crate) struct Step<'a> {
+    /// The token of each sequence.
+    pub(crate) tokens: &'a [u32],
+    /// Where these tokens stand, counted from 0.
+    pub(crate) position: usize,
+    /// The first row of the cache that this step writes; one for each token follows.
+    pub(crate) cache_row: usize,
+    /// The rows of the cache that each sequence attends to, its own new row last.
+    pub(crate) history: &'a HistoryTable,
+    /// The rows of the picture that each sequence attends to.
+    pub(crate) pictures: &'a HistoryTable,
+}
+
+/// The bias of the output layer has had two names.
+fn output_bias(checkpoint: &Checkpoint) -> &'static str {
+    if checkpoint.contains("text_decoder.cls.predictions.bias") {
+        "text_decoder.cls.predictions.bias"
+    } else {
+        "text_decoder.cls.predictions.decoder.bias"
+    }
+}
+
+impl TextDecoder {
+    /// All tensors that [`TextDecoder::read`] reads; `vision` is the width of the
+    /// vision tower.
+    pub(crate) fn specs(
+        config: &TextConfig,
+        vision: usize,
+        checkpoint: &Checkpoint,
+    ) -> Vec<TensorSpec> {
+        let hidden = config.hidden_size;
+        let embeddings = format!("{PREFIX}.bert.embeddings");
+        let transform = format!("{PREFIX}.cls.predictions.transform");
+        let mut specs = vec![
+            TensorSpec::new(
+                format!("{embeddings}.word_embeddings.weight"),
+                [config.vocab_size, hidden],
+            ),
+            TensorSpec::new(
+                format!("{embeddings}.position_embeddings.weight"),
+                [config.max_position_embeddings, hidden],
+            ),
+            TensorSpec::new(output_bias(checkpoint), [config.vocab_size]),
+        ];
+        specs.extend(norm_specs(&format!("{embeddings}.LayerNorm"), hidden));
+        specs.extend(Linear::specs(&format!("{transform}.dense"), hidden, hidden));
+        specs.extend(norm_specs(&format!("{transform}.LayerNorm"), hidden));
+        for index in 0..config.num_hidden_layers {
+            specs.extend(Layer::specs(config, vision, &Layer::name(index)));
+        }
+        specs
+    }
+
+    pub(crate) fn read(
+        config: &TextConfig,
+        vision: usize,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> std::result::Result<Self, ModelError> {
+        let (hidden, epsilon) = (config.hidden_size, config.layer_norm_eps);
+        let embeddings = format!("{PREFIX}.bert.embeddings");
+        let transform = format!("{PREFIX}.cls.predictions.transform");
+        let table = |name: &str, rows: usize| {
+            let name = format!("{embeddings}.{name}.weight");
+            checkpoint.read(name, &[rows, hidden], device)
+        };
+        let norm = |name: &str| {
+            let name = format!("{name}.LayerNorm");
+            read_norm(checkpoint, &name, None, hidden, epsilon, device)
+        };
+        let words = table("word_embeddings", config.vocab_size)?;
+        let bias = checkpoint.read(output_bias(checkpoint), &[config.vocab_size], device)?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| Layer::read(config, vision, checkpoint, &Layer::name(index), device))
+            .collect::<std::result::Result<_, _>>()?;
+        let dense = format!("{transform}.dense");
+        Ok(Self {
+            config: config.clone(),
+            output: Linear::new(words.clone(), bias),
+            words,
+            positions: table("position_embeddings", config.max_position_embeddings)?,
+            norm: norm(&embeddings)?,
+            layers,
+            transform: Linear::read(checkpoint, &dense, hidden, hidden, device)?,
+            transform_norm: norm(&transform)?,
+        })
+    }
+
+    /// Cross-attention keys and values of all layers for `pictures`, (rows, vision).
+    pub(crate) fn picture_keys(&self, pictures: &Tensor) -> Result<Vec<KeysAndValues>> {
+        self.layers
+            .iter()
+            .map(|layer| {
+                Ok(KeysAndValues {
+                    keys: layer.cross_key.forward(pictures)?,
+                    values: layer.cross_value.forward(pictures)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Memory for the keys and values of `rows` tokens, in all layers.
+    pub(crate) fn cache(&self, rows: usize) -> Result<Vec<KeysAndValues>> {
+        let zeros = || {
+            let shape = (rows, self.config.hidden_size);
+            Tensor::zeros(shape, DType::F32, self.words.device())
+        };
+        self.layers
+            .iter()
+            .map(|_| {
+                Ok(KeysAndValues {
+                    keys: zeros()?,
+                    values: zeros()?,
+                })
+            })
+            .collect()
+    }
+
+    /// Computes one position; the result is the hidden state, (tokens, hidden).
+    pub(crate) fn step(
+        &self,
+        step: &Step<'_>,
+        cache: &[KeysAndValues],
+        pictures: &[KeysAndValues],
+    ) -> Result<Tensor> {
+        let tokens = Tensor::new(step.tokens, self.words.device())?;
+        let words = self.words.index_select(&tokens, 0)?;
+        let x = words.broadcast_add(&self.positions.narrow(0, step.position, 1)?)?;
+        let mut x = layer_norm(&x, &self.norm)?;
+        let heads = self.config.num_attention_heads;
+        for ((layer, cache), picture) in self.layers.iter().zip(cache).zip(pictures) {
+            x = layer.forward(&x, step, heads, cache, picture)?;
+        }
+        Ok(x)
+    }
+
+    /// Scores of all tokens of the vocabulary, (tokens, vocabulary).
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let product = self.transform.product(hidden)?;
+        let x = bias_gelu(product, self.transform.bias())?;
+        self.output.forward(&layer_norm(&x, &self.transform_norm)?)
+    }
+}
+
+impl Layer {
+    fn name(index: usize) -> String {
+        format!("{PREFIX}.bert.encoder.layer.{index}")
+    }
+
+    fn qkv_names(name: &str) -> [String; 3] {
+        ["query", "key", "value"].map(|part| format!("{name}.attention.self.{part}"))
+    }
+
+    /// Names, inputs and outputs of the linear layers that are not joined.
+    fn linears(config: &TextConfig, vision: usize) -> [(&'static str, usize, usize); 7] {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        [
+            ("attention.output.dense", hidden, hidden),
+            ("crossattention.self.query", hidden, hidden),
+            ("crossattention.self.key", vision, hidden),
+            ("crossattention.self.value", vision, hidden),
+            ("crossattention.output.dense", hidden, hidden),
+            ("intermediate.dense", hidden, inner),
+            ("output.dense", inner, hidden),
+        ]
+    }
+
+    fn specs(config: &TextConfig, vision: usize, name: &str) -> Vec<TensorSpec> {
+        let hidden = config.hidden_size;
+        let mut specs = Vec::new();
+        for part in Self::qkv_names(name) {
+            specs.extend(Linear::specs(&part, hidden, hidden));
+        }
+        for (part, inputs, outputs) in Self::linears(config, vision) {
+            specs.extend(Linear::specs(&format!("{name}.{part}"), inputs, outputs));
+        }
+        for part in ["attention.output", "crossattention.output", "output"] {
+            specs.extend(norm_specs(&format!("{name}.{part}.LayerNorm"), hidden));
+        }
+        specs
+    }
+
+    fn read(
+        config: &TextConfig,
+        vision: usize,
+        checkpoint: &Checkpoint,
+        name: &str,
+        device: &Device,
+    ) -> std::result::Result<Self, ModelError> {
+        let hidden = config.hidden_size;
+        let [
+            self_output,
+            query,
+            key,
+            value,
+            cross_output,
+            intermediate,
+            output,
+        ] = Self::linears(config, vision).map(|(part, inputs, outputs)| {
+            Linear::read(
+                checkpoint,
+                &format!("{name}.{part}"),
+                inputs,
+                outputs,
+                device,
+            )
+        });
+        let (self_output, cross_output, output) = (self_output?, cross_output?, output?);
+        let norm = |part: &str, bias: &Linear| {
+            let name = format!("{name}.{part}.LayerNorm");
+            let epsilon = config.layer_norm_eps;
+            read_norm(checkpoint, &name, Some(bias), hidden, epsilon, device)
+        };
+        Ok(Self {
+            qkv: Linear::read_joined(checkpoint, &Self::qkv_names(name), hidden, hidden, device)?,
+            self_norm: norm("attention.output", &self_output)?,
+            self_output,
+            cross_query: query?,
+            cross_key: key?,
+            cross_value: value?,
+            cross_norm: norm("crossattention.output", &cross_output)?,
+            cross_output,
+            intermediate: intermediate?,
+            output_norm: norm("output", &output)?,
+            output,
+        })
+    }
+
+    fn forward(
+        &self,
+        x: &Tensor,
+        step: &Step<'_>,
+        heads: usize,
+        cache: &KeysAndValues,
+        picture: &KeysAndValues,
+    ) -> Result<Tensor> {
+        let hidden = x.dim(1)?;
+        let qkv = self.qkv.forward(x)?;
+        let part = |index: usize| qkv.narrow(1, index * hidden, hidden)?.contiguous();
+        cache.keys.slice_set(&part(1)?, 0, step.cache_row)?;
+        cache.values.slice_set(&part(2)?, 0, step.cache_row)?;
+        let attended =
+            cached_attention(&part(0)?, &cache.keys, &cache.values, step.history, heads)?;
+        let x = add_layer_norm(self.self_output.product(&attended)?, x, &self.self_norm)?;
+        let query = self.cross_query.forward(&x)?;
+        let attended =
+            cached_attention(&query, &picture.keys, &picture.values, step.pictures, heads)?;
+        let x = add_layer_norm(self.cross_output.product(&attended)?, &x, &self.cross_norm)?;
+        let inner = bias_gelu(self.intermediate.product(&x)?, self.intermediate.bias())?;
+        add_layer_norm(self.output.product(&inner)?, &x, &self.output_norm)
+    }
+}

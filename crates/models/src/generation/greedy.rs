@@ -1,0 +1,118 @@
+//! Greedy search: the likeliest token, again and again.
+
+use crate::error::ModelError;
+use crate::generation::{Continuation, Decoder, Request, argmax, processors};
+
+struct Row {
+    input: usize,
+    tokens: Vec<u32>,
+}
+
+pub(super) fn search(
+    decoder: &mut dyn Decoder,
+    request: &Request<'_>,
+) -> Result<Vec<Option<Vec<u32>>>, ModelError> {
+    let vocabulary = decoder.vocabulary();
+    let mut results = vec![None; request.inputs];
+    let mut rows: Vec<Row> = (0..request.inputs)
+        .map(|input| Row {
+            input,
+            tokens: request.prompt.to_vec(),
+        })
+        .collect();
+    let mut scores = decoder.prompt()?;
+    loop {
+        let mut continuations = Vec::with_capacity(rows.len());
+        let mut next = Vec::with_capacity(rows.len());
+        let each = rows.into_iter().zip(scores.chunks_exact_mut(vocabulary));
+        for (parent, (mut row, scores)) in each.enumerate() {
+            processors::process(request, &row.tokens, scores);
+            let token = argmax(scores)?;
+            row.tokens.push(token);
+            if token == request.end || row.tokens.len() >= request.lengths.max {
+                results[row.input] = Some(row.tokens);
+            } else if !(request.cancelled)(row.input) {
+                continuations.push(Continuation { parent, token });
+                next.push(row);
+            }
+        }
+        if next.is_empty() {
+            return Ok(results);
+        }
+        rows = next;
+        scores = decoder.step(&continuations)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::super::testing::Scripted;
+    use super::*;
+    use crate::generation::{
+        GenerationConfig, GenerationOverrides, Lengths, StoredGenerationConfig, generate,
+    };
+
+    const END: u32 = 9;
+
+    /// Input i counts from i + 1 upwards and ends after its i + 2 tokens.
+    fn counting(input: usize, tokens: &[u32]) -> Vec<f32> {
+        let mut scores = vec![0.0; 10];
+        let done = tokens.len() > input + 2;
+        scores[if done {
+            END as usize
+        } else {
+            input + tokens.len()
+        }] = 1.0;
+        scores
+    }
+
+    fn run(lengths: Lengths, cancelled: &dyn Fn(usize) -> bool) -> Vec<Option<Vec<u32>>> {
+        let options = GenerationOverrides::default();
+        let config = GenerationConfig::new(&StoredGenerationConfig::default(), &options).unwrap();
+        let mut decoder = Scripted::new(10, &[0], 3, counting);
+        let request = Request {
+            config: &config,
+            lengths,
+            prompt: &[0],
+            inputs: 3,
+            end: END,
+            cancelled,
+        };
+        generate(&mut decoder, &request).unwrap()
+    }
+
+    #[test]
+    fn rows_end_each_at_their_own_length() {
+        let results = run(Lengths { max: 20, min: 0 }, &|_| false);
+        assert_eq!(results[0].as_deref(), Some([0, 1, 2, END].as_slice()));
+        assert_eq!(results[1].as_deref(), Some([0, 2, 3, 4, END].as_slice()));
+        assert_eq!(results[2].as_deref(), Some([0, 3, 4, 5, 6, END].as_slice()));
+    }
+
+    #[test]
+    fn lengths_bound_the_sequence() {
+        let results = run(Lengths { max: 3, min: 0 }, &|_| false);
+        assert_eq!(results[2].as_deref(), Some([0, 3, 4].as_slice()));
+        let results = run(Lengths { max: 20, min: 6 }, &|_| false);
+        assert!(results.iter().all(|r| r.as_ref().unwrap().len() >= 7));
+    }
+
+    #[test]
+    fn a_cancelled_row_is_dropped_and_the_others_go_on() {
+        let asked = Cell::new(0);
+        let results = run(Lengths { max: 20, min: 0 }, &|input| {
+            asked.set(asked.get() + 1);
+            input == 1 && asked.get() > 3
+        });
+        assert!(results[1].is_none());
+        assert_eq!(results[2].as_deref(), Some([0, 3, 4, 5, 6, END].as_slice()));
+    }
+
+    #[test]
+    fn scores_that_are_no_numbers_are_an_error() {
+        assert!(argmax(&[0.0, f32::NAN]).is_err());
+        assert_eq!(argmax(&[1.0, 2.0, 2.0]).unwrap(), 1);
+    }
+}

@@ -1,0 +1,78 @@
+//! Fused operations that candle lacks or computes slowly on the CPU.
+//!
+//! Each has a CPU kernel, written for the vectoriser of the compiler, and a
+//! plain form out of candle's own operations: that one runs on other devices,
+//! and the tests hold the two against each other.
+
+mod attention;
+mod bias_gelu;
+mod cached_attention;
+mod layer_norm;
+mod math;
+
+pub(crate) use attention::packed_attention;
+pub(crate) use bias_gelu::bias_gelu;
+pub(crate) use cached_attention::{HistoryTable, cached_attention};
+pub(crate) use layer_norm::{NormParameters, add_layer_norm, layer_norm};
+
+use candle_core::{CpuStorage, Layout, Result};
+
+/// Elements below which starting threads costs more than it saves.
+const PARALLEL_ELEMENTS: usize = 1 << 14;
+
+/// The values of a contiguous 32-bit float tensor on the CPU.
+fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("a fused operation needs contiguous tensors, not {layout:?}")
+    };
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// The values of a contiguous 32-bit float tensor on the CPU, to be changed.
+fn floats_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("a fused operation needs contiguous tensors, not {layout:?}")
+    };
+    match storage {
+        CpuStorage::F32(values) => Ok(&mut values[start..end]),
+        _ => candle_core::bail!("a fused operation needs 32-bit floats"),
+    }
+}
+
+/// Rows of `row_elements` each to give to one thread at a time: all of them when
+/// there is too little to share.
+fn rows_per_task(rows: usize, row_elements: usize) -> usize {
+    if rows * row_elements < PARALLEL_ELEMENTS {
+        return rows.max(1);
+    }
+    rows.div_ceil(rayon::current_num_threads() * 2).max(1)
+}
+
+#[cfg(test)]
+mod testing {
+    use candle_core::{Device, Tensor};
+
+    /// Reproducible values between -1 and 1, times `scale`.
+    pub(super) fn values(shape: &[usize], seed: u32, scale: f32) -> Tensor {
+        let count = shape.iter().product();
+        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(1);
+        let data: Vec<f32> = (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * scale
+            })
+            .collect();
+        Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+    }
+
+    /// The largest absolute difference of two tensors of one shape.
+    pub(super) fn difference(a: &Tensor, b: &Tensor) -> f32 {
+        assert_eq!(a.dims(), b.dims());
+        let a = a.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let b = b.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        a.iter()
+            .zip(&b)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max)
+    }
+}

@@ -1,0 +1,222 @@
+//! Text encoders in the layout of sentence-transformers.
+
+use candle_core::{Device, Tensor};
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use crate::bert::{BertConfig, BertEncoder};
+use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::error::{ErrorKind, ModelError};
+use crate::files::{ModelDirectory, damaged, unsupported};
+use crate::pooling::{PoolingModes, normalize};
+use crate::tokenizer;
+
+/// A text as token ids, special tokens included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokens {
+    ids: Vec<u32>,
+}
+
+impl Tokens {
+    /// How many tokens there are: what an embedding costs.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+}
+
+/// What follows from the configuration files, before any weight is read.
+#[derive(Debug)]
+pub(crate) struct EncoderPlan {
+    config: BertConfig,
+    pooling: PoolingModes,
+    normalize: bool,
+    max_tokens: usize,
+    tokenizer: Tokenizer,
+}
+
+/// One entry of `modules.json`.
+#[derive(Debug, Deserialize)]
+struct Module {
+    path: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// `sentence_bert_config.json`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct TransformerConfig {
+    max_seq_length: Option<usize>,
+    do_lower_case: bool,
+}
+
+impl EncoderPlan {
+    /// Reads and checks all configuration files. Errors name the file.
+    pub(crate) fn read(directory: &ModelDirectory) -> Result<Self, ModelError> {
+        let (pooling_path, normalize) = read_modules(directory)?;
+        let config: BertConfig = directory.json("config.json")?;
+        config.check()?;
+        let pooling_file = format!("{pooling_path}/config.json");
+        let pooling: Value = directory.json(&pooling_file)?;
+        let pooling = PoolingModes::parse(&pooling, &pooling_file, config.hidden_size)?;
+        let transformer: TransformerConfig = directory
+            .optional_json("sentence_bert_config.json")?
+            .unwrap_or_default();
+        let (mut tokenizer, tokenizer_config) = tokenizer::load(directory)?;
+        if transformer.do_lower_case {
+            tokenizer::lower_case(&mut tokenizer)?;
+        }
+        let max_tokens = transformer
+            .max_seq_length
+            .or(tokenizer_config.max_tokens())
+            .unwrap_or(config.max_position_embeddings)
+            .min(config.max_position_embeddings);
+        tokenizer::truncate(&mut tokenizer, max_tokens)?;
+        let vocabulary = tokenizer.get_vocab_size(true);
+        if vocabulary > config.vocab_size {
+            return Err(damaged(
+                "tokenizer.json",
+                format!(
+                    "It has {vocabulary} tokens, but config.json says {}.",
+                    config.vocab_size
+                ),
+            ));
+        }
+        Ok(Self {
+            config,
+            pooling,
+            normalize,
+            max_tokens,
+            tokenizer,
+        })
+    }
+
+    pub(crate) fn dimensions(&self) -> usize {
+        self.pooling.dimensions(self.config.hidden_size)
+    }
+
+    pub(crate) fn specs(&self, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
+        BertEncoder::specs(&self.config, checkpoint)
+    }
+}
+
+/// The folder of the pooling module, and whether vectors are normalised.
+fn read_modules(directory: &ModelDirectory) -> Result<(String, bool), ModelError> {
+    const FILE: &str = "modules.json";
+    let modules: Vec<Module> = directory.json(FILE)?;
+    let mut pooling = None;
+    let mut normalize = false;
+    for (index, module) in modules.iter().enumerate() {
+        // Full names changed between versions of sentence-transformers; the last
+        // part did not.
+        let kind = module.kind.rsplit('.').next().unwrap_or_default();
+        let known = module.kind.starts_with("sentence_transformers.");
+        match kind {
+            "Transformer" if known && index == 0 && module.path.is_empty() => {}
+            "Pooling" if known && index == 1 && !module.path.is_empty() => {
+                pooling = Some(module.path.clone());
+            }
+            "Normalize" if known && index == 2 => normalize = true,
+            _ => {
+                return Err(unsupported(
+                    FILE,
+                    format!(
+                        "Module {index} is \"{}\" in folder \"{}\".",
+                        module.kind, module.path
+                    ),
+                )
+                .with_hint(
+                    "Supported are the modules Transformer, Pooling and Normalize, in this order.",
+                ));
+            }
+        }
+    }
+    let pooling = pooling.ok_or_else(|| damaged(FILE, "It names no Pooling module."))?;
+    if pooling.contains("..") || pooling.starts_with('/') {
+        return Err(damaged(
+            FILE,
+            format!("The folder \"{pooling}\" is outside of the model."),
+        ));
+    }
+    Ok((pooling, normalize))
+}
+
+/// A text encoder, ready to compute. It may be used by many threads at once.
+#[derive(Debug)]
+pub struct TextEncoder {
+    plan: EncoderPlan,
+    encoder: BertEncoder,
+}
+
+impl TextEncoder {
+    pub(crate) fn read(
+        plan: EncoderPlan,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let encoder = BertEncoder::read(&plan.config, checkpoint, device)?;
+        Ok(Self { plan, encoder })
+    }
+
+    /// Components of an embedding.
+    pub fn dimensions(&self) -> usize {
+        self.plan.dimensions()
+    }
+
+    /// Tokens of a text that are used, special tokens included; the rest of a
+    /// longer text is ignored.
+    pub fn max_tokens(&self) -> usize {
+        self.plan.max_tokens
+    }
+
+    /// Tokenizes one text, truncated to [`TextEncoder::max_tokens`]. An empty text
+    /// gives just the special tokens.
+    pub fn tokenize(&self, text: &str) -> Result<Tokens, ModelError> {
+        let ids = tokenizer::encode(&self.plan.tokenizer, text)?;
+        if ids.is_empty() {
+            return Err(ModelError::new(
+                ErrorKind::ModelInvalid,
+                "tokenizer of the model gives no tokens",
+            )
+            .with_detail("Its tokenizer.json adds no special tokens to a text."));
+        }
+        Ok(Tokens { ids })
+    }
+
+    /// Embeds a batch: a vector of [`TextEncoder::dimensions`] for each text, in
+    /// the order of the input. Lengths may be mixed; sorted by length is fastest.
+    pub fn encode(&self, batch: &[&Tokens]) -> Result<Vec<Vec<f32>>, ModelError> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.len()).collect();
+        let ids: Vec<u32> = batch
+            .iter()
+            .flat_map(|tokens| tokens.ids.iter().copied())
+            .collect();
+        let hidden: Tensor = self.encoder.forward(&ids, &lengths)?;
+        let width = hidden.dim(1)?;
+        let hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
+        let mut rest = hidden.as_slice();
+        let mut vectors = Vec::with_capacity(batch.len());
+        for length in lengths {
+            let (tokens, after) = rest.split_at(length * width);
+            rest = after;
+            let mut vector = self.plan.pooling.pool(tokens, width);
+            if self.plan.normalize {
+                normalize(&mut vector);
+            }
+            vectors.push(vector);
+        }
+        Ok(vectors)
+    }
+}
