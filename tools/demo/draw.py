@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 from functools import partial
 from multiprocessing import Pool
@@ -60,7 +61,8 @@ def main():
     args = parser.parse_args()
     prepare(args.folder)
     seeds = range(FIRST_SEED, FIRST_SEED + args.count)
-    with Pool(os.cpu_count()) as pool:
+    # Ctrl-C is for this process; the drawing ones then end with it.
+    with Pool(os.cpu_count(), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         drawn = pool.imap_unordered(partial(draw, args.folder), seeds, chunksize=4)
         bar = "  {desc:<24}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt}, {rate_fmt}"
         for _ in tqdm(drawn, "Draw product pictures", args.count, unit="pic", bar_format=bar):
