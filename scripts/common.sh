@@ -33,6 +33,9 @@ mkdir -p "$LOG_DIR"
 export PATH=$CACHE/tools/bin:$PATH:$HOME/.cargo/bin
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
 export PGRX_HOME=$CACHE/pgrx
+# cargo-pgrx would add a linker flag to every crate, and so build FAISS and all
+# else a second time; the section which the flag protects survives without it.
+export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1
 
 say() { printf '%s\n' "$@"; }
 
