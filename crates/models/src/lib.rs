@@ -27,5 +27,5 @@ pub use device::{device_name, open_device, set_threads};
 pub use error::{ErrorKind, ModelError};
 pub use generation::{GenerationConfig, GenerationOverrides};
 pub use image::{ImageLimits, Pixels};
-pub use load::{Architecture, Model, ModelSummary, Task, inspect, load};
+pub use load::{Architecture, Model, ModelSummary, Task, inspect, load, revision};
 pub use text_encoder::{TextEncoder, Tokens};

@@ -109,6 +109,14 @@ pub fn inspect(directory: &Path) -> Result<ModelSummary, ModelError> {
     })
 }
 
+/// The revision of a model's files as they are now, as in
+/// [`ModelSummary::revision`]. Cheap: it reads names, sizes and times only.
+///
+/// Errors: [`ErrorKind::ModelMissing`](crate::ErrorKind::ModelMissing).
+pub fn revision(directory: &Path) -> Result<String, ModelError> {
+    ModelDirectory::open(directory)?.revision()
+}
+
 /// Loads a model onto a device, in 32-bit floats. Errors as [`inspect`].
 pub fn load(directory: &Path, device: &Device) -> Result<Model, ModelError> {
     let (_, plan, checkpoint) = open(directory)?;
