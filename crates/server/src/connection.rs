@@ -1,13 +1,16 @@
 //! One connection: a request, its answer, the next request.
 
 use std::io;
+use std::net::Shutdown;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use sight_protocol::{ErrorReply, Frame, FrameDecoder, FrameError, Request, encode};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::activity::Activity;
 use crate::error;
 use crate::log;
 use crate::service::{self, Answer, Service};
@@ -58,7 +61,7 @@ async fn serve_request(
     decoder: &mut FrameDecoder,
     service: &Arc<Service>,
 ) -> Result<(), Broken> {
-    let frame = read_frame(stream, decoder).await?;
+    let frame = read_frame(stream, decoder, &service.activity).await?;
     let request = service::decode(&frame).map_err(Broken::Protocol)?;
     // The supervisor asks for the status of an idle server: no work.
     let _work = (request != Request::Status).then(|| service.activity.begin());
@@ -71,7 +74,15 @@ async fn serve_request(
     Ok(())
 }
 
-async fn read_frame(stream: &mut UnixStream, decoder: &mut FrameDecoder) -> Result<Frame, Broken> {
+/// Reads the next request. When the server shuts down, what has arrived is still
+/// read and the client can send no more: a client whose sending fails knows that
+/// its request has not been looked at.
+async fn read_frame(
+    stream: &mut UnixStream,
+    decoder: &mut FrameDecoder,
+    activity: &Activity,
+) -> Result<Frame, Broken> {
+    let mut closing = false;
     loop {
         if let Some(frame) = decoder.next_frame()? {
             if !decoder.is_empty() {
@@ -84,8 +95,17 @@ async fn read_frame(stream: &mut UnixStream, decoder: &mut FrameDecoder) -> Resu
         }
         let buffer: &mut BytesMut = decoder.buffer_mut();
         buffer.reserve(READ_BYTES);
-        if stream.read_buf(buffer).await? == 0 {
-            return Err(Broken::Gone);
+        tokio::select! {
+            biased;
+            read = stream.read_buf(buffer) => {
+                if read? == 0 {
+                    return Err(Broken::Gone);
+                }
+            }
+            () = activity.shutdown_begun(), if !closing => {
+                SockRef::from(&*stream).shutdown(Shutdown::Read)?;
+                closing = true;
+            }
         }
     }
 }

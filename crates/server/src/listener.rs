@@ -12,6 +12,7 @@ use sight_protocol::ServerConfig;
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::connection;
@@ -96,53 +97,100 @@ pub async fn run(config: ServerConfig, threads: usize) -> Result<(), ServeError>
     let service = Arc::new(Service::new(config, threads, device));
     log::info("ready");
 
-    let end = serve(&listener, &service, &mut signals).await;
+    let mut connections = Connections {
+        service: Arc::clone(&service),
+        user: process::effective_user(),
+        tasks: JoinSet::new(),
+    };
+    let end = connections.accept_until(&listener, &mut signals).await;
     match end {
         End::Signal(name) => log::info(format_args!("shutting down on {name}")),
         End::Idle => log::info("shutting down after being idle"),
     }
-    // New clients find no socket from here on. The lock is still held: the
-    // socket cannot be a successor's.
-    drop(listener);
+    // New clients find no socket from here on; those that found it in time are
+    // let in and told. The lock is still held: the socket is no successor's.
     let _ = std::fs::remove_file(&socket);
     service.begin_shutdown();
-    let finished = tokio::time::timeout(SHUTDOWN_GRACE, service.activity.finished()).await;
-    if finished.is_err() {
-        log::warning(format_args!(
-            "requests that still ran after {} seconds were abandoned",
-            SHUTDOWN_GRACE.as_secs()
-        ));
+    for stream in accept_pending(listener) {
+        connections.serve(stream);
     }
+    connections.finish().await;
     Ok(())
 }
 
-async fn serve(listener: &UnixListener, service: &Arc<Service>, signals: &mut Signals) -> End {
-    let idle_timeout = service.config.idle_timeout_ms;
-    let user = process::effective_user();
-    let idle = async {
-        if idle_timeout == 0 {
-            std::future::pending::<()>().await;
-        }
-        let timeout = Duration::from_millis(idle_timeout);
-        service.activity.idle_for(timeout).await;
-    };
-    tokio::pin!(idle);
-    loop {
-        tokio::select! {
-            end = signals.next() => return end,
-            () = &mut idle => return End::Idle,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if is_user(&stream, user) => {
-                    tokio::spawn(connection::serve(stream, Arc::clone(service)));
-                }
-                Ok(_) => log::warning("refused a connection of another operating system user"),
-                Err(error) => {
-                    log::warning(format_args!("could not accept a connection: {error}"));
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            },
+/// The open connections, each with its task.
+struct Connections {
+    service: Arc<Service>,
+    /// The only user who is served.
+    user: u32,
+    tasks: JoinSet<()>,
+}
+
+impl Connections {
+    /// Serves connections until it is time to end.
+    async fn accept_until(&mut self, listener: &UnixListener, signals: &mut Signals) -> End {
+        let service = Arc::clone(&self.service);
+        let idle_timeout = service.config.idle_timeout_ms;
+        let idle = async {
+            if idle_timeout == 0 {
+                std::future::pending::<()>().await;
+            }
+            let timeout = Duration::from_millis(idle_timeout);
+            service.activity.idle_for(timeout).await;
+        };
+        tokio::pin!(idle);
+        loop {
+            tokio::select! {
+                end = signals.next() => return end,
+                () = &mut idle => return End::Idle,
+                // Forgets a task that has ended; its panic has been logged.
+                Some(_) = self.tasks.join_next() => {}
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => self.serve(stream),
+                    Err(error) => {
+                        log::warning(format_args!("could not accept a connection: {error}"));
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                },
+            }
         }
     }
+
+    fn serve(&mut self, stream: UnixStream) {
+        if is_user(&stream, self.user) {
+            let service = Arc::clone(&self.service);
+            self.tasks.spawn(connection::serve(stream, service));
+        } else {
+            log::warning("refused a connection of another operating system user");
+        }
+    }
+
+    /// Waits until all connections have ended, which they do by themselves once
+    /// the shutdown has begun and their requests are answered.
+    async fn finish(mut self) {
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN_GRACE, all).await.is_err() {
+            log::warning(format_args!(
+                "requests that still ran after {} seconds were abandoned",
+                SHUTDOWN_GRACE.as_secs()
+            ));
+        }
+    }
+}
+
+/// Stops listening, and returns the connections that wait to be accepted.
+fn accept_pending(listener: UnixListener) -> Vec<UnixStream> {
+    // Asked of the operating system: the runtime may not have heard of them yet.
+    let Ok(listener) = listener.into_std() else {
+        return Vec::new();
+    };
+    let accepted = std::iter::from_fn(|| listener.accept().ok());
+    accepted
+        .filter_map(|(stream, _)| {
+            stream.set_nonblocking(true).ok()?;
+            UnixStream::from_std(stream).ok()
+        })
+        .collect()
 }
 
 fn is_user(stream: &UnixStream, user: u32) -> bool {

@@ -11,7 +11,6 @@ mod error;
 mod fake;
 mod listener;
 mod log;
-mod model_files;
 mod model_thread;
 mod pipeline;
 mod process;

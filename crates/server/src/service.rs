@@ -1,7 +1,7 @@
 //! Answers requests.
 
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,7 +18,6 @@ use crate::activity::{Activity, CancelOnDrop, Ticket};
 use crate::engine::DescribeOptions;
 use crate::error;
 use crate::log;
-use crate::model_files;
 use crate::model_thread::ModelHandle;
 use crate::pipeline::{Cut, Pipeline};
 use crate::registry::Registry;
@@ -154,8 +153,11 @@ impl Service {
 
     /// The model, loaded from its files as they are now.
     async fn loaded(&self, model: &ModelRef) -> Result<Arc<LoadedModel>, ErrorReply> {
-        let looked_at = model.clone();
-        let fingerprint = on_blocking_thread(move || model_files::fingerprint(&looked_at)).await?;
+        let directory = PathBuf::from(&model.directory);
+        let revision = on_blocking_thread(move || {
+            sight_models::revision(&directory).map_err(error::from_model)
+        })
+        .await?;
         let device = self.device.clone();
         let (max_tokens, max_images) = (
             self.config.max_batch_tokens as usize,
@@ -178,7 +180,7 @@ impl Service {
             }
             .map_err(|cause| error::internal(format!("could not start a model thread: {cause}")))
         };
-        self.models.get(&model.directory, fingerprint, load).await
+        self.models.get(&model.directory, revision, load).await
     }
 
     async fn embed(&self, model: &ModelRef, texts: Vec<String>) -> Result<Answer, ErrorReply> {

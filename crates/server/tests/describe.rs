@@ -1,0 +1,291 @@
+//! Describing pictures, with the demo's captioner and its sample pictures.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sight_protocol::{
+    Architecture, ErrorCode, GenerationOptions, ModelRef, ModelTask, Request, Response,
+    ServerConfig,
+};
+use tempfile::TempDir;
+
+mod support;
+use support::{PATIENCE, Server, config, model};
+
+/// Pictures and captions beyond all that a test could wait for.
+const MANY: usize = 2000;
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../demo")
+}
+
+fn captioner() -> ModelRef {
+    model(&demo().join("captioner"))
+}
+
+/// A sample picture and its caption.
+struct Sample {
+    picture: Vec<u8>,
+    caption: String,
+}
+
+fn samples() -> Vec<Sample> {
+    let samples = demo().join("samples");
+    let index = std::fs::read_to_string(samples.join("samples.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_str(&index).unwrap();
+    let items = index["items"].as_array().unwrap();
+    assert!(items.len() > 20);
+    items
+        .iter()
+        .map(|item| Sample {
+            picture: std::fs::read(samples.join(item["file"].as_str().unwrap())).unwrap(),
+            caption: item["greedy_text"].as_str().unwrap().into(),
+        })
+        .collect()
+}
+
+fn start(config: &ServerConfig) -> (Server, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    (Server::start(directory.path(), config), directory)
+}
+
+fn request(model: &ModelRef, pictures: &[&[u8]], prompts: &[&str]) -> Request {
+    Request::Describe {
+        model: model.clone(),
+        image_bytes: pictures.iter().map(|bytes| bytes.len() as u32).collect(),
+        prompts: prompts.iter().map(|prompt| (*prompt).into()).collect(),
+        options: GenerationOptions::default(),
+    }
+}
+
+fn describe(server: &Server, pictures: &[&[u8]], prompts: &[&str]) -> Vec<String> {
+    match server.ask(&request(&captioner(), pictures, prompts), pictures) {
+        (Response::Captions(captions), _) => captions,
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
+/// A request that would take minutes.
+fn endless(picture: &[u8]) -> (Request, Vec<&[u8]>) {
+    let pictures = vec![picture; MANY];
+    let prompts = vec!["a photo of"; 50];
+    (request(&captioner(), &pictures, &prompts), pictures)
+}
+
+#[test]
+fn samples_get_their_captions() {
+    let (server, _directory) = start(&config());
+    let samples = samples();
+    let pictures: Vec<&[u8]> = samples.iter().map(|sample| &sample.picture[..]).collect();
+    let captions = describe(&server, &pictures, &[]);
+    let expected: Vec<&str> = samples.iter().map(|sample| &sample.caption[..]).collect();
+    assert_eq!(captions, expected);
+    assert_eq!(describe(&server, &pictures[3..4], &[]), expected[3..4]);
+    assert!(describe(&server, &[], &[]).is_empty());
+}
+
+#[test]
+fn prompts_are_answered_together() {
+    let (server, _directory) = start(&config());
+    let samples = samples();
+    let pictures = [&samples[0].picture[..], &samples[1].picture];
+    let first = describe(&server, &pictures, &["a photo of"]);
+    let second = describe(&server, &pictures, &["a picture of"]);
+    let both = describe(&server, &pictures, &["a photo of", "a picture of"]);
+    for picture in 0..2 {
+        let joined = format!("{} {}", first[picture], second[picture]);
+        assert_eq!(both[picture], joined);
+    }
+    assert_eq!(first[0], format!("a photo of {}", samples[0].caption));
+}
+
+#[test]
+fn clients_with_and_without_prompts_get_their_own_answers() {
+    let (server, _directory) = start(&config());
+    let samples = samples();
+    std::thread::scope(|scope| {
+        for (number, sample) in samples.iter().take(12).enumerate() {
+            let server = &server;
+            scope.spawn(move || {
+                let (prompts, start) = match number % 2 {
+                    0 => (vec![], ""),
+                    _ => (vec!["a photo of"], "a photo of "),
+                };
+                for _ in 0..3 {
+                    let captions = describe(server, &[&sample.picture], &prompts);
+                    assert_eq!(captions, [format!("{start}{}", sample.caption)]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_bad_picture_is_named_and_harms_no_other() {
+    let (server, _directory) = start(&config());
+    let samples = samples();
+    let good = &samples[0].picture[..];
+    let cut = &good[..good.len() / 2];
+    let bad: [&[u8]; 3] = [b"", b"just some text, no picture at all", &[0xff; 1000]];
+    for (number, bad) in bad.into_iter().enumerate() {
+        let pictures = [good, good, good, good, good, bad];
+        let mut client = server.connect();
+        let error = client.ask_error(&request(&captioner(), &pictures, &[]), &pictures);
+        assert_eq!(
+            (error.code, error.item),
+            (ErrorCode::InvalidImage, Some(5)),
+            "{number}"
+        );
+        assert!(error.detail.is_some() && error.hint.is_some());
+    }
+    let error = server
+        .connect()
+        .ask_error(&request(&captioner(), &[cut], &[]), &[cut]);
+    assert_eq!((error.code, error.item), (ErrorCode::InvalidImage, Some(0)));
+    assert_eq!(describe(&server, &[good], &[]), [&samples[0].caption[..]]);
+}
+
+#[test]
+fn pictures_over_the_limits_are_refused() {
+    let (server, _directory) = start(&config());
+    let sample = &samples()[0];
+    let pictures = [&sample.picture[..]];
+    let mut few_bytes = captioner();
+    few_bytes.limits.max_image_bytes = 1000;
+    let mut few_pixels = captioner();
+    few_pixels.limits.max_image_pixels = 100 * 100;
+    for model in [few_bytes, few_pixels] {
+        let error = server
+            .connect()
+            .ask_error(&request(&model, &pictures, &[]), &pictures);
+        assert_eq!(
+            (error.code, error.item),
+            (ErrorCode::ImageTooLarge, Some(0))
+        );
+    }
+}
+
+#[test]
+fn a_captioner_does_not_embed() {
+    let (server, _directory) = start(&config());
+    let request = Request::Embed {
+        model: captioner(),
+        texts: Vec::new(),
+    };
+    let error = server.connect().ask_error(&request, &[]);
+    assert_eq!(error.code, ErrorCode::WrongTask);
+    assert!(error.hint.unwrap().contains("blip_describe()"));
+}
+
+#[test]
+fn inspecting_tells_about_the_captioner() {
+    let (server, _directory) = start(&config());
+    let request = Request::Inspect { model: captioner() };
+    let (Response::Model(info), _) = server.ask(&request, &[]) else {
+        panic!("no information");
+    };
+    assert_eq!(info.task, ModelTask::Describe);
+    assert_eq!(info.architecture, Architecture::Blip);
+    assert_eq!(info.dimensions, None);
+    assert!(info.parameters > 1_000_000);
+}
+
+#[test]
+fn a_client_that_goes_away_stops_the_work() {
+    let (server, _directory) = start(&config());
+    let samples = samples();
+    describe(&server, &[&samples[0].picture], &[]);
+    let (endless, pictures) = endless(&samples[0].picture);
+    let mut client = server.connect();
+    client.send(&endless, &pictures);
+    server.wait_for_status(|status| status.requests == 2 && status.queued_requests == 0);
+    drop(client);
+    server.wait_until_at_rest(Duration::from_secs(10));
+    let captions = describe(&server, &[&samples[1].picture], &[]);
+    assert_eq!(captions, [&samples[1].caption[..]]);
+}
+
+#[test]
+fn a_large_request_does_not_hold_up_a_small_one() {
+    let (server, _directory) = start(&config());
+    let samples = samples();
+    describe(&server, &[&samples[0].picture], &["a photo of"]);
+    let (endless, pictures) = endless(&samples[0].picture);
+    let mut bulk = server.connect();
+    bulk.send(&endless, &pictures);
+    server.wait_for_status(|status| status.requests == 2 && status.queued_requests == 0);
+    for sample in &samples[..3] {
+        let captions = describe(&server, &[&sample.picture], &[]);
+        assert_eq!(captions, [&sample.caption[..]]);
+    }
+    bulk.stream.set_nonblocking(true).unwrap();
+    let mut byte = [0u8];
+    let early = std::io::Read::read(&mut bulk.stream, &mut byte);
+    assert_eq!(early.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn more_requests_than_may_wait_are_refused() {
+    let (server, _directory) = start(&ServerConfig {
+        max_queued_requests: 1,
+        ..config()
+    });
+    let samples = samples();
+    let pictures = [&samples[0].picture[..]];
+    describe(&server, &pictures, &[]);
+    let (endless, many) = endless(&samples[0].picture);
+    let mut running = server.connect();
+    running.send(&endless, &many);
+    server.wait_for_status(|status| status.requests == 2 && status.queued_requests == 0);
+    // Its other prompts keep it out of the running batch.
+    let mut waiting = server.connect();
+    waiting.send(&request(&captioner(), &pictures, &[]), &pictures);
+    server.wait_for_status(|status| status.requests == 3 && status.queued_requests == 1);
+    let error = server
+        .connect()
+        .ask_error(&request(&captioner(), &pictures, &[]), &pictures);
+    assert_eq!(error.code, ErrorCode::Overloaded);
+    assert!(error.hint.is_some());
+    let (answer, _) = waiting.receive().unwrap();
+    assert_eq!(answer, Response::Captions(vec![samples[0].caption.clone()]));
+}
+
+#[test]
+fn a_busy_server_ends_with_its_supervisor() {
+    let (mut server, _directory) = start(&config());
+    let samples = samples();
+    let (endless, pictures) = endless(&samples[0].picture);
+    let mut client = server.connect();
+    client.send(&endless, &pictures);
+    server.wait_for_status(|status| status.requests == 1 && status.queued_requests == 0);
+    drop(server.stdin.take());
+    let status = server.exit_within(Duration::from_secs(1));
+    assert_eq!(status.code(), Some(0));
+    assert!(client.receive().is_none());
+}
+
+#[test]
+fn a_busy_server_ends_on_sigterm() {
+    let (mut server, _directory) = start(&ServerConfig {
+        max_queued_requests: 2,
+        ..config()
+    });
+    let samples = samples();
+    let pictures = [&samples[0].picture[..]];
+    let (endless, many) = endless(&samples[0].picture);
+    let mut running = server.connect();
+    running.send(&endless, &many);
+    server.wait_for_status(|status| status.requests == 1 && status.queued_requests == 0);
+    let mut waiting = server.connect();
+    waiting.send(&request(&captioner(), &pictures, &[]), &pictures);
+    server.wait_for_status(|status| status.requests == 2);
+    server.signal("TERM");
+    assert_eq!(running.receive_error().code, ErrorCode::ShuttingDown);
+    match waiting.receive().unwrap().0 {
+        // It may just have been in the running batch.
+        Response::Captions(captions) => assert_eq!(captions, [&samples[0].caption[..]]),
+        Response::Error(error) => assert_eq!(error.code, ErrorCode::ShuttingDown),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(server.exit_within(PATIENCE).code(), Some(0));
+}
