@@ -15,6 +15,8 @@ pub(crate) struct BlipConfig {
     pub(crate) text_config: TextConfig,
     #[serde(default)]
     pub(crate) vision_config: VisionConfig,
+    /// Whether the output layer has the weight of the word embeddings.
+    tie_word_embeddings: Option<bool>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -93,6 +95,9 @@ impl BlipConfig {
     /// Refuses what is not computed, and sizes that contradict each other.
     pub(crate) fn check(&self) -> Result<(), ModelError> {
         let (text, vision) = (&self.text_config, &self.vision_config);
+        if self.tie_word_embeddings == Some(false) {
+            return Err(unsupported(FILE, "Its tie_word_embeddings is false."));
+        }
         for (part, activation) in [
             ("text_config", &text.hidden_act),
             ("vision_config", &vision.hidden_act),
