@@ -160,7 +160,10 @@ fn models_are_loaded_and_freed_on_demand() {
     );
     for _ in 0..2 {
         assert_eq!(server.ask(&load, &[]).0, Response::Done);
-        assert_eq!(server.status().loaded_models, [model.directory.clone()]);
+        assert_eq!(
+            server.status().loaded_models,
+            std::slice::from_ref(&model.directory)
+        );
         assert_eq!(server.ask(&unload, &[]).0, Response::Done);
         assert_eq!(server.status().loaded_models, Vec::<String>::new());
     }
