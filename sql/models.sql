@@ -83,6 +83,18 @@ CREATE FUNCTION sight_server_state() RETURNS jsonb
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_server_state';
 REVOKE ALL ON FUNCTION sight_server_state() FROM PUBLIC;
 
+-- The same for everyone: models by their names and not by their directories.
+CREATE FUNCTION sight_server_info() RETURNS jsonb
+    LANGUAGE sql VOLATILE PARALLEL RESTRICTED SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    SELECT state - 'loaded_models' || pg_catalog.jsonb_build_object('loaded', (
+        SELECT pg_catalog.jsonb_agg(m.name)
+        FROM @extschema@.sight_model m
+        WHERE state -> 'loaded_models' ? m.directory
+    ))
+    FROM @extschema@.sight_server_state() AS state
+$$;
+
 CREATE VIEW sight_server_status AS
 SELECT
     s.pid,
@@ -97,7 +109,7 @@ SELECT
     s.queued_requests,
     s.restarts,
     s.last_error
-FROM pg_catalog.jsonb_to_record(sight_server_state()) AS s (
+FROM pg_catalog.jsonb_to_record(sight_server_info()) AS s (
     pid integer, state text, version text, device text, threads integer, memory_bytes bigint,
     uptime_ms double precision, requests bigint, failed_requests bigint, queued_requests bigint,
     restarts integer, last_error text
@@ -113,9 +125,9 @@ SELECT
     m.parameters,
     -- Only those who manage models see where they lie.
     CASE WHEN pg_catalog.pg_has_role('sight_admin', 'MEMBER') THEN m.directory END AS directory,
-    coalesce(s.loaded_models ? m.directory, false) AS loaded,
+    coalesce(s.loaded ? m.name, false) AS loaded,
     m.registered_at
 FROM sight_model m
-CROSS JOIN (SELECT sight_server_state() -> 'loaded_models' AS loaded_models) AS s;
+CROSS JOIN (SELECT sight_server_info() -> 'loaded' AS loaded) AS s;
 COMMENT ON VIEW sight_models IS 'the registered models and whether the server holds them in memory';
 GRANT SELECT ON sight_server_status, sight_models TO PUBLIC;

@@ -110,6 +110,7 @@ pub fn wrong_task(name: &str, does: ModelTask) -> ErrorReply {
         ),
     };
     ErrorReply {
+        detail: Some("A model does one of the two; sight_models shows which.".into()),
         hint: Some(hint.into()),
         ..reply(ErrorCode::WrongTask, format!("model \"{name}\" {message}"))
     }
