@@ -77,6 +77,9 @@ impl Engine for Captioner {
         let mut answers: Vec<Option<Vec<String>>> = vec![Some(Vec::new()); inputs.len()];
         for prompt in &options.prompts {
             let dropped = |row: usize| answers[row].is_none() || cancelled(row);
+            if (0..inputs.len()).all(dropped) {
+                return Ok(inputs.iter().map(|_| None).collect());
+            }
             let captions = self
                 .generate(&images, prompt, &options.generation, &dropped)
                 .map_err(error::from_model)?;

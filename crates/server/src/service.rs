@@ -1,6 +1,5 @@
 //! Answers requests.
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -101,24 +100,9 @@ impl Service {
     /// Answers one request. Dropping the future abandons the request.
     pub async fn answer(&self, request: Request, body: Bytes) -> Answer {
         let result = match request {
-            Request::Status => return Response::Status(status::of(self)).into(),
-            _ if self.activity.is_shutting_down() => Err(error::shutting_down()),
-            Request::Inspect { model } => self.unless_shutdown(None, inspect(model)).await,
-            Request::Load { model } => self.unless_shutdown(None, self.load_ahead(&model)).await,
-            Request::Unload { model } => {
-                self.models.remove(&model.directory);
-                Ok(Response::Done.into())
-            }
-            Request::Embed { model, texts } => self.embed(&model, texts).await,
-            Request::Describe {
-                model,
-                image_bytes,
-                prompts,
-                options,
-            } => match cut_pictures(body, &image_bytes) {
-                Ok(pictures) => self.describe(&model, pictures, prompts, options).await,
-                Err(error) => Err(error),
-            },
+            // Neither work nor refused at the end.
+            Request::Status => self.dispatch(&self.activity.pass(), request, body).await,
+            _ => self.work_on(request, body).await,
         };
         result.unwrap_or_else(|error| {
             self.activity.count_failure();
@@ -126,23 +110,59 @@ impl Service {
         })
     }
 
-    /// Runs `work` unless the server shuts down before the device has begun
-    /// with it.
-    async fn unless_shutdown<T>(
-        &self,
-        ticket: Option<&Ticket>,
-        work: impl Future<Output = Result<T, ErrorReply>>,
-    ) -> Result<T, ErrorReply> {
+    async fn work_on(&self, request: Request, body: Bytes) -> Result<Answer, ErrorReply> {
+        let ticket = match &request {
+            Request::Embed { .. } | Request::Describe { .. } => self.activity.admit(),
+            Request::Status
+            | Request::Inspect { .. }
+            | Request::Load { .. }
+            | Request::Unload { .. } => Ok(self.activity.pass()),
+        };
+        // In this order the status never shows a request that neither waits
+        // nor has been begun with.
+        self.activity.count_request();
+        let ticket = ticket?;
+        let _cancel = CancelOnDrop(Arc::clone(&ticket));
+
+        let work = self.dispatch(&ticket, request, body);
         tokio::pin!(work);
         tokio::select! {
             biased;
-            result = &mut work => return result,
             () = self.activity.shutdown_begun() => {}
+            result = &mut work => return result,
         }
-        if ticket.is_some_and(Ticket::has_started) {
+        if ticket.has_started() {
             work.await
         } else {
             Err(error::shutting_down())
+        }
+    }
+
+    async fn dispatch(
+        &self,
+        ticket: &Arc<Ticket>,
+        request: Request,
+        body: Bytes,
+    ) -> Result<Answer, ErrorReply> {
+        match request {
+            Request::Status => Ok(Response::Status(status::of(self)).into()),
+            Request::Inspect { model } => inspect(model).await,
+            Request::Load { model } => self.load_ahead(&model).await,
+            Request::Unload { model } => {
+                self.models.remove(&model.directory);
+                Ok(Response::Done.into())
+            }
+            Request::Embed { model, texts } => self.embed(ticket, &model, texts).await,
+            Request::Describe {
+                model,
+                image_bytes,
+                prompts,
+                options,
+            } => {
+                let pictures = cut_pictures(body, &image_bytes)?;
+                self.describe(ticket, &model, pictures, prompts, options)
+                    .await
+            }
         }
     }
 
@@ -183,87 +203,83 @@ impl Service {
         self.models.get(&model.directory, revision, load).await
     }
 
-    async fn embed(&self, model: &ModelRef, texts: Vec<String>) -> Result<Answer, ErrorReply> {
+    async fn embed(
+        &self,
+        ticket: &Arc<Ticket>,
+        model: &ModelRef,
+        texts: Vec<String>,
+    ) -> Result<Answer, ErrorReply> {
         check_texts(&texts, model.limits)?;
-        let ticket = self.activity.admit()?;
-        let _cancel = CancelOnDrop(Arc::clone(&ticket));
-        let work = async {
-            let loaded = self.loaded(model).await?;
-            let LoadedModel::Encoder(encoder) = &*loaded else {
-                return Err(error::wrong_task(&model.name, ModelTask::Describe));
-            };
-            let dimensions = encoder.engine.dimensions();
-            check_answer_size(texts.len(), dimensions)?;
-            let rows = texts.len();
-            let pipeline = Pipeline {
-                model: encoder,
-                ticket: &ticket,
-                options: Arc::new(()),
-                cut: Cut {
-                    window: TEXT_WINDOW,
-                    piece: TEXT_PIECE,
-                },
-                preparing: &self.preparing,
-            };
-            let vectors = pipeline
-                .run(texts, |encoder, text| {
-                    encoder.tokenize(text).map_err(error::from_model)
-                })
-                .await?;
-            let batch = EmbeddingBatch {
-                rows: as_u32(rows),
-                dimensions: as_u32(dimensions),
-            };
-            Ok(Answer {
-                response: Response::Embeddings(batch),
-                body: embeddings_body(&vectors.concat()),
-            })
+        let loaded = self.loaded(model).await?;
+        let LoadedModel::Encoder(encoder) = &*loaded else {
+            return Err(error::wrong_task(&model.name, ModelTask::Describe));
         };
-        self.unless_shutdown(Some(&ticket), work).await
+        let rows = texts.len();
+        let dimensions = encoder.engine.dimensions();
+        check_answer_size(rows, dimensions)?;
+        let pipeline = Pipeline {
+            model: encoder,
+            ticket,
+            options: Arc::new(()),
+            cut: Cut {
+                window: TEXT_WINDOW,
+                piece: TEXT_PIECE,
+            },
+            preparing: &self.preparing,
+        };
+        let vectors = pipeline
+            .run(texts, |encoder, text| {
+                encoder.tokenize(text).map_err(error::from_model)
+            })
+            .await?;
+        let batch = EmbeddingBatch {
+            rows: as_u32(rows),
+            dimensions: as_u32(dimensions),
+        };
+        Ok(Answer {
+            response: Response::Embeddings(batch),
+            body: embeddings_body(&vectors.concat()),
+        })
     }
 
     async fn describe(
         &self,
+        ticket: &Arc<Ticket>,
         model: &ModelRef,
         pictures: Vec<Bytes>,
         prompts: Vec<String>,
         options: GenerationOptions,
     ) -> Result<Answer, ErrorReply> {
-        let ticket = self.activity.admit()?;
-        let _cancel = CancelOnDrop(Arc::clone(&ticket));
-        let work = async {
-            check_prompts(&prompts, model.limits)?;
-            let loaded = self.loaded(model).await?;
-            let LoadedModel::Captioner(captioner) = &*loaded else {
-                return Err(error::wrong_task(&model.name, ModelTask::Embed));
-            };
-            let engine = Arc::clone(&captioner.engine);
-            let options =
-                on_blocking_thread(move || describe_options(&engine, &prompts, &options)).await?;
-            let pipeline = Pipeline {
-                model: captioner,
-                ticket: &ticket,
-                options: Arc::new(options),
-                cut: Cut {
-                    window: self.config.max_batch_images as usize,
-                    piece: 1,
-                },
-                preparing: &self.preparing,
-            };
-            let limits = ImageLimits {
-                max_bytes: model.limits.max_image_bytes,
-                max_pixels: model.limits.max_image_pixels,
-            };
-            let captions = pipeline
-                .run(pictures, move |captioner, picture| {
-                    captioner
-                        .preprocess(picture, &limits)
-                        .map_err(error::from_model)
-                })
-                .await?;
-            Ok(Response::Captions(captions).into())
+        check_prompts(&prompts, model.limits)?;
+        let loaded = self.loaded(model).await?;
+        let LoadedModel::Captioner(captioner) = &*loaded else {
+            return Err(error::wrong_task(&model.name, ModelTask::Embed));
         };
-        self.unless_shutdown(Some(&ticket), work).await
+        let engine = Arc::clone(&captioner.engine);
+        let options =
+            on_blocking_thread(move || describe_options(&engine, &prompts, &options)).await?;
+        let pipeline = Pipeline {
+            model: captioner,
+            ticket,
+            options: Arc::new(options),
+            cut: Cut {
+                window: self.config.max_batch_images as usize,
+                piece: 1,
+            },
+            preparing: &self.preparing,
+        };
+        let limits = ImageLimits {
+            max_bytes: model.limits.max_image_bytes,
+            max_pixels: model.limits.max_image_pixels,
+        };
+        let captions = pipeline
+            .run(pictures, move |captioner, picture| {
+                captioner
+                    .preprocess(picture, &limits)
+                    .map_err(error::from_model)
+            })
+            .await?;
+        Ok(Response::Captions(captions).into())
     }
 }
 

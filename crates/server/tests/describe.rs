@@ -206,6 +206,22 @@ fn a_client_that_goes_away_stops_the_work() {
 }
 
 #[test]
+fn a_client_that_goes_away_stops_the_running_batch() {
+    let (server, _directory) = start(&config());
+    let samples = samples();
+    let pictures = [&samples[0].picture[..]];
+    // One batch that takes minutes.
+    let prompts = vec!["a photo of"; 100_000];
+    let mut client = server.connect();
+    client.send(&request(&captioner(), &pictures, &prompts), &pictures);
+    server.wait_for_status(|status| status.requests == 1 && status.queued_requests == 0);
+    drop(client);
+    server.wait_until_at_rest(Duration::from_secs(10));
+    let captions = describe(&server, &[&samples[1].picture], &[]);
+    assert_eq!(captions, [&samples[1].caption[..]]);
+}
+
+#[test]
 fn a_large_request_does_not_hold_up_a_small_one() {
     let (server, _directory) = start(&config());
     let samples = samples();
