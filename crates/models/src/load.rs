@@ -42,6 +42,10 @@ pub struct ModelSummary {
 
 /// A loaded model.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a process has a handful of models, and each stays where it is"
+)]
 pub enum Model {
     Encoder(TextEncoder),
     Captioner(Captioner),
@@ -121,7 +125,7 @@ pub fn revision(directory: &Path) -> Result<String, ModelError> {
 pub fn load(directory: &Path, device: &Device) -> Result<Model, ModelError> {
     let (_, plan, checkpoint) = open(directory)?;
     Ok(match plan {
-        Plan::Encoder(plan) => Model::Encoder(TextEncoder::read(*plan, &checkpoint, device)?),
-        Plan::Captioner(plan) => Model::Captioner(Captioner::read(*plan, &checkpoint, device)?),
+        Plan::Encoder(plan) => Model::Encoder(TextEncoder::read(plan, &checkpoint, device)?),
+        Plan::Captioner(plan) => Model::Captioner(Captioner::read(plan, &checkpoint, device)?),
     })
 }

@@ -153,13 +153,13 @@ fn read_modules(directory: &ModelDirectory) -> Result<(String, bool), ModelError
 /// A text encoder, ready to compute. It may be used by many threads at once.
 #[derive(Debug)]
 pub struct TextEncoder {
-    plan: EncoderPlan,
+    plan: Box<EncoderPlan>,
     encoder: BertEncoder,
 }
 
 impl TextEncoder {
     pub(crate) fn read(
-        plan: EncoderPlan,
+        plan: Box<EncoderPlan>,
         checkpoint: &Checkpoint,
         device: &Device,
     ) -> Result<Self, ModelError> {

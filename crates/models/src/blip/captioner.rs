@@ -73,7 +73,7 @@ impl CaptionerPlan {
 /// An image captioner, ready to compute. It may be used by many threads at once.
 #[derive(Debug)]
 pub struct Captioner {
-    plan: CaptionerPlan,
+    plan: Box<CaptionerPlan>,
     vision: VisionTower,
     text: TextDecoder,
     device: Device,
@@ -120,7 +120,7 @@ pub struct Caption {
 
 impl Captioner {
     pub(crate) fn read(
-        plan: CaptionerPlan,
+        plan: Box<CaptionerPlan>,
         checkpoint: &Checkpoint,
         device: &Device,
     ) -> Result<Self, ModelError> {

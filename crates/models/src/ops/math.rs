@@ -15,7 +15,7 @@ const LANES: usize = 8;
 pub(super) fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to an integer in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.3, 88.3);
     let rounded = x.mul_add(LOG2_E, ROUND);
@@ -23,7 +23,7 @@ pub(super) fn exp(x: f32) -> f32 {
     let r = n.mul_add(-LN_2_HIGH, x);
     let r = n.mul_add(-LN_2_LOW, r);
     let p = 1.987_569_1e-4_f32
-        .mul_add(r, 1.398_199_95e-3)
+        .mul_add(r, 1.398_2e-3)
         .mul_add(r, 8.333_452e-3)
         .mul_add(r, 4.166_579_6e-2)
         .mul_add(r, 1.666_666_5e-1)
@@ -154,13 +154,13 @@ mod tests {
         // x * (1 + erf(x / sqrt(2))) / 2, in 64 bits.
         let known = [
             (-6.0, -5.919_526e-9),
-            (-3.0, -4.049_694_1e-3),
-            (-1.0, -1.586_552_54e-1),
+            (-3.0, -4.049_694e-3),
+            (-1.0, -1.586_552_5e-1),
             (-0.1, -4.601_721_6e-2),
             (0.0, 0.0),
             (0.5, 3.457_312_3e-1),
-            (1.0, 8.413_447_46e-1),
-            (3.0, 2.995_950_306),
+            (1.0, 0.841_344_7),
+            (3.0, 2.995_950_3),
             (10.0, 10.0),
         ];
         for (x, expected) in known {
