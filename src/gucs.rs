@@ -21,8 +21,8 @@ pub static DEVICE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::
 pub static THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(600_000);
 pub static MAX_QUEUED_REQUESTS: GucSetting<i32> = GucSetting::<i32>::new(1024);
-pub static MAX_BATCH_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(16_384);
-pub static MAX_BATCH_IMAGES: GucSetting<i32> = GucSetting::<i32>::new(32);
+pub static MAX_BATCH_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(0);
+pub static MAX_BATCH_IMAGES: GucSetting<i32> = GucSetting::<i32>::new(0);
 
 /// One setting that is an integer.
 struct Int {
@@ -191,18 +191,18 @@ fn define_server() {
     server(
         c"pg_sight.max_batch_tokens",
         c"Tokens in one batch of texts.",
-        c"",
+        c"A batch is not interrupted. 0 takes what suits the device: 1024 on a CPU, 16384 on a GPU.",
         &MAX_BATCH_TOKENS,
-        1,
+        0,
         10_000_000,
         GucFlags::default(),
     );
     server(
         c"pg_sight.max_batch_images",
         c"Pictures in one batch.",
-        c"",
+        c"0 takes what suits the device: 4 on a CPU, 32 on a GPU.",
         &MAX_BATCH_IMAGES,
-        1,
+        0,
         4096,
         GucFlags::default(),
     );

@@ -41,6 +41,11 @@ pub fn request(request: &Request, body: &[&[u8]]) -> Result<(Response, Bytes), S
             Ok(answer) => answer,
             Err(ExchangeError::Failed(error)) => return Err(error),
             Err(ExchangeError::Lost(detail)) => return Err(lost(&detail)),
+            Err(ExchangeError::NotTaken) if Instant::now() < start_deadline => {
+                wait(Until::Elapsed, Some(start_deadline), RETRY);
+                continue;
+            }
+            Err(ExchangeError::NotTaken) => return Err(with_last_error(unavailable())),
         };
         match answer.message()? {
             // It was about to end (idle, or restarted by a reload): nothing of
@@ -75,7 +80,7 @@ pub fn request_if_running(request: &Request) -> Result<Option<Response>, SqlErro
             Response::Error(reply) => Err(reply.into()),
             response => Ok(Some(response)),
         },
-        Err(ExchangeError::Lost(_)) => Ok(None),
+        Err(ExchangeError::Lost(_) | ExchangeError::NotTaken) => Ok(None),
         Err(ExchangeError::Failed(error)) => Err(error),
     }
 }

@@ -23,6 +23,9 @@ pub struct Connection {
 
 /// Why an exchange failed.
 pub enum ExchangeError {
+    /// The server ended before it had the whole request: it has not looked at
+    /// it, and another one may have it.
+    NotTaken,
     /// The server closed the connection or died.
     Lost(String),
     Failed(SqlError),
@@ -58,7 +61,7 @@ impl Connection {
         request: &Bytes,
         deadline: Option<Instant>,
     ) -> Result<Frame, ExchangeError> {
-        self.send(request, deadline)?;
+        let sent = self.send(request, deadline)?;
         loop {
             if let Some(frame) = self
                 .decoder
@@ -67,24 +70,28 @@ impl Connection {
             {
                 return Ok(frame);
             }
-            self.receive(deadline)?;
+            match self.receive(deadline) {
+                Err(ExchangeError::Lost(_)) if !sent => return Err(ExchangeError::NotTaken),
+                received => received?,
+            }
         }
     }
 
-    fn send(&mut self, request: &Bytes, deadline: Option<Instant>) -> Result<(), ExchangeError> {
+    /// Sends a frame; false when the server stopped reading before its end.
+    fn send(&mut self, request: &Bytes, deadline: Option<Instant>) -> Result<bool, ExchangeError> {
         let mut sent = 0;
         while sent < request.len() {
             match self.socket.write(&request[sent..]) {
                 Ok(count) => sent += count,
                 // An answer (a refusal, say) may be waiting: let it be read.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
                 Err(error) => {
                     self.wait_after(error, Until::Writable(self.socket.as_raw_fd()), deadline)?;
                 }
             }
             pgrx::check_for_interrupts!();
         }
-        Ok(())
+        Ok(true)
     }
 
     fn receive(&mut self, deadline: Option<Instant>) -> Result<(), ExchangeError> {

@@ -20,9 +20,9 @@ use crate::gucs;
 
 const WORKER_NAME: &str = "pg_sight supervisor";
 const WORKER_FUNCTION: &str = "pg_sight_supervisor_main";
-/// Time the server gets to end by itself; a little more than the five seconds
-/// in which it finishes what it works on.
-const STOP_GRACE: Duration = Duration::from_secs(6);
+/// Time the server gets to end by itself; more than the five seconds in
+/// which it finishes what it works on.
+const STOP_GRACE: Duration = Duration::from_secs(8);
 /// A server that ran for so long is started again at once after a failure.
 const STABLE: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);

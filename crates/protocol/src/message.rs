@@ -203,9 +203,10 @@ pub struct ServerConfig {
     pub idle_timeout_ms: u64,
     /// Requests that may wait; one more is refused as overloaded.
     pub max_queued_requests: u32,
-    /// Tokens in one batch of texts, padding not counted.
+    /// Tokens in one batch of texts, padding not counted; 0 takes what suits
+    /// the device.
     pub max_batch_tokens: u32,
-    /// Pictures in one batch.
+    /// Pictures in one batch; 0 takes what suits the device.
     pub max_batch_images: u32,
 }
 

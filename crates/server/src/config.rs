@@ -37,16 +37,11 @@ pub fn read(input: &mut impl BufRead) -> Result<ServerConfig, ConfigError> {
         return Err(ConfigError::Missing);
     }
     let config: ServerConfig = serde_json::from_str(&line)?;
-    let at_least_one = [
-        ("max_queued_requests", config.max_queued_requests),
-        ("max_batch_tokens", config.max_batch_tokens),
-        ("max_batch_images", config.max_batch_images),
-    ];
-    for (field, value) in at_least_one {
-        if value == 0 {
-            let must = "at least 1";
-            return Err(ConfigError::Value { field, must });
-        }
+    if config.max_queued_requests == 0 {
+        return Err(ConfigError::Value {
+            field: "max_queued_requests",
+            must: "at least 1",
+        });
     }
     for (field, value) in [("socket", &config.socket), ("lock_file", &config.lock_file)] {
         if value.is_empty() {
@@ -55,6 +50,21 @@ pub fn read(input: &mut impl BufRead) -> Result<ServerConfig, ConfigError> {
         }
     }
     Ok(config)
+}
+
+/// Tokens and pictures in a batch for settings, where 0 means what suits the
+/// device. A batch is not interrupted, so its size is how long a small request
+/// may have to wait: on a CPU, where large batches gain little, they are small.
+pub fn batch_bounds(config: &ServerConfig, on_cpu: bool) -> (usize, usize) {
+    let (tokens, images) = if on_cpu { (1024, 4) } else { (16_384, 32) };
+    let bound = |setting: u32, suitable: usize| match setting {
+        0 => suitable,
+        setting => setting as usize,
+    };
+    (
+        bound(config.max_batch_tokens, tokens),
+        bound(config.max_batch_images, images),
+    )
 }
 
 /// Compute threads for a setting, where 0 means one for each physical core that
@@ -69,7 +79,7 @@ pub fn compute_threads(setting: u32) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{ConfigError, compute_threads, read};
+    use super::{ConfigError, batch_bounds, compute_threads, read};
 
     const GOOD: &str = r#"{"socket": "s", "lock_file": "l", "device": "cpu", "threads": 0,
         "idle_timeout_ms": 0, "max_queued_requests": 1, "max_batch_tokens": 1, "max_batch_images": 1}"#;
@@ -98,8 +108,6 @@ mod tests {
             Err(ConfigError::Invalid(_))
         ));
         for (good, bad) in [
-            ("\"max_batch_tokens\": 1", "\"max_batch_tokens\": 0"),
-            ("\"max_batch_images\": 1", "\"max_batch_images\": 0"),
             ("\"max_queued_requests\": 1", "\"max_queued_requests\": 0"),
             ("\"socket\": \"s\"", "\"socket\": \"\""),
             ("\"lock_file\": \"l\"", "\"lock_file\": \"\""),
@@ -111,6 +119,16 @@ mod tests {
                 Err(ConfigError::Value { .. })
             ));
         }
+    }
+
+    #[test]
+    fn a_batch_bound_of_zero_suits_the_device() {
+        let mut config = read(&mut line(GOOD).as_slice()).unwrap();
+        assert_eq!(batch_bounds(&config, true), (1, 1));
+        config.max_batch_tokens = 0;
+        config.max_batch_images = 0;
+        let (cpu, gpu) = (batch_bounds(&config, true), batch_bounds(&config, false));
+        assert!(cpu.0 < gpu.0 && cpu.1 < gpu.1);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use sight_protocol::{
 use tokio::sync::Semaphore;
 
 use crate::activity::{Activity, CancelOnDrop, Ticket};
+use crate::config::batch_bounds;
 use crate::engine::DescribeOptions;
 use crate::error;
 use crate::log;
@@ -71,6 +72,9 @@ pub struct Service {
     pub device: Device,
     pub activity: Arc<Activity>,
     pub models: Arc<Registry<LoadedModel>>,
+    /// Bounds of a batch.
+    max_tokens: usize,
+    max_images: usize,
     preparing: Arc<Semaphore>,
 }
 
@@ -78,7 +82,10 @@ impl Service {
     /// `threads` bounds the threads that prepare inputs.
     pub fn new(config: ServerConfig, threads: usize, device: Device) -> Self {
         let max_waiting = config.max_queued_requests as usize;
+        let (max_tokens, max_images) = batch_bounds(&config, device.is_cpu());
         Self {
+            max_tokens,
+            max_images,
             config,
             threads,
             device,
@@ -179,10 +186,7 @@ impl Service {
         })
         .await?;
         let device = self.device.clone();
-        let (max_tokens, max_images) = (
-            self.config.max_batch_tokens as usize,
-            self.config.max_batch_images as usize,
-        );
+        let (max_tokens, max_images) = (self.max_tokens, self.max_images);
         let (name, directory) = (model.name.clone(), model.directory.clone());
         let load = move || {
             log::info(format_args!(
@@ -263,7 +267,7 @@ impl Service {
             ticket,
             options: Arc::new(options),
             cut: Cut {
-                window: self.config.max_batch_images as usize,
+                window: self.max_images,
                 piece: 1,
             },
             preparing: &self.preparing,

@@ -215,7 +215,10 @@ fn a_bad_start_says_why() {
     );
     with(|config| config.socket = "s".repeat(200), "ssss");
     with(|config| config.lock_file = "none/lock".into(), "none/lock");
-    with(|config| config.max_batch_tokens = 0, "max_batch_tokens");
+    with(
+        |config| config.max_queued_requests = 0,
+        "max_queued_requests",
+    );
     for (input, says) in cases {
         let mut server = Server::spawn_with_input(directory.path(), &input, &config());
         let line = server.wait_for_log("ERROR: ");
