@@ -36,8 +36,7 @@ impl Lists<'_> {
     pub unsafe fn nearest(&self, index: pg_sys::Relation, metric: Metric, vector: &[f32]) -> u32 {
         let mut list = [0];
         if self.first.len() > 1 {
-            let found =
-                faiss_ivf::assign(metric, vector.len(), self.centroids, vector, &mut list);
+            let found = faiss_ivf::assign(metric, vector.len(), self.centroids, vector, &mut list);
             // SAFETY: the caller's promise.
             unsafe { found.or_raise(index) };
         }
@@ -89,11 +88,7 @@ fn centroid_count(meta: &Meta) -> usize {
 ///
 /// # Safety
 /// As for [`with_lists`].
-unsafe fn load(
-    index: pg_sys::Relation,
-    store: &RelationStore,
-    meta: &Meta,
-) -> *mut Header {
+unsafe fn load(index: pg_sys::Relation, store: &RelationStore, meta: &Meta) -> *mut Header {
     // SAFETY: the chunk has room for what is written; it is hung up only when
     // it is complete, and the one before is freed.
     unsafe {

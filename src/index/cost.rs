@@ -23,6 +23,7 @@ use super::options;
 use super::report::OrRaise;
 use super::storage::RelationStore;
 
+#[expect(clippy::too_many_arguments, reason = "the signature is PostgreSQL's")]
 #[pg_guard]
 pub(super) unsafe extern "C-unwind" fn amcostestimate(
     _root: *mut pg_sys::PlannerInfo,
@@ -99,7 +100,6 @@ unsafe fn count_lists(index: pg_sys::Oid) -> u32 {
         let relation = pg_sys::index_open(index, pg_sys::NoLock as pg_sys::LOCKMODE);
         let store = RelationStore::open(relation);
         let lists = Meta::read(&store).or_raise(relation).lists;
-        drop(store);
         pg_sys::index_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
         lists
     }

@@ -12,9 +12,8 @@ CREATE FUNCTION faiss_ivf_handler(internal) RETURNS index_am_handler
 fn faiss_ivf_handler(_unused: Internal) -> Internal {
     // SAFETY: the node is zeroed memory of the right size with its tag; zero is
     // a valid value of every field.
-    let mut routine = unsafe {
-        PgBox::<pg_sys::IndexAmRoutine>::alloc_node(pg_sys::NodeTag::T_IndexAmRoutine)
-    };
+    let mut routine =
+        unsafe { PgBox::<pg_sys::IndexAmRoutine>::alloc_node(pg_sys::NodeTag::T_IndexAmRoutine) };
 
     // Operators of any number may be order-by operators.
     routine.amstrategies = 0;

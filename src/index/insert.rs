@@ -8,6 +8,7 @@ use super::report::OrRaise;
 use super::storage::RelationStore;
 
 /// Adds a row to the list whose centroid is nearest to its vector.
+#[expect(clippy::too_many_arguments, reason = "the signature is PostgreSQL's")]
 #[pg_guard]
 pub(super) unsafe extern "C-unwind" fn aminsert(
     index: pg_sys::Relation,

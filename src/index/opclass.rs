@@ -78,12 +78,7 @@ impl OpClass {
     ///
     /// # Safety
     /// `datum` must be a value of the indexed type that is not NULL.
-    pub unsafe fn read(
-        &self,
-        datum: pg_sys::Datum,
-        dimensions: u32,
-        out: &mut Vec<f32>,
-    ) -> bool {
+    pub unsafe fn read(&self, datum: pg_sys::Datum, dimensions: u32, out: &mut Vec<f32>) -> bool {
         let begin = out.len();
         // SAFETY: the caller's promise.
         unsafe { (self.read)(datum, out) };

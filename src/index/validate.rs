@@ -1,3 +1,4 @@
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::opclass::{DESCRIPTOR_PROC, DISTANCE_STRATEGY};
@@ -9,19 +10,26 @@ pub(super) unsafe extern "C-unwind" fn amvalidate(opclass: pg_sys::Oid) -> bool 
     let mut family = pg_sys::InvalidOid;
     let mut indexed = pg_sys::InvalidOid;
     // SAFETY: looks the class up by its oid; two places for results.
-    let exists = unsafe {
-        pg_sys::get_opclass_opfamily_and_input_type(opclass, &mut family, &mut indexed)
-    };
+    let exists =
+        unsafe { pg_sys::get_opclass_opfamily_and_input_type(opclass, &mut family, &mut indexed) };
     let faults = if exists {
         // SAFETY: both were found in the catalog.
-        unsafe { [operator_fault(family, indexed), function_fault(family, indexed)] }
+        unsafe {
+            [
+                operator_fault(family, indexed),
+                function_fault(family, indexed),
+            ]
+        }
     } else {
         [Some("the operator class does not exist"), None]
     };
     for fault in faults.iter().flatten() {
-        pgrx::pg_sys::panic::ErrorReport::new(
+        ErrorReport::new(
             PgSqlErrorCode::ERRCODE_INVALID_OBJECT_DEFINITION,
-            format!("operator class {} of access method faiss_ivf: {fault}", opclass.to_u32()),
+            format!(
+                "operator class {} of access method faiss_ivf: {fault}",
+                opclass.to_u32()
+            ),
             "amvalidate",
         )
         .report(PgLogLevel::INFO);

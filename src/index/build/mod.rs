@@ -219,8 +219,14 @@ impl Assignment<'_> {
             if self.training.lists > 1 {
                 let centroids = &self.training.centroids;
                 let metric = self.source.opclass.metric();
-                faiss_ivf::assign(metric, dimensions, centroids, &self.vectors, &mut self.lists)
-                    .or_raise(index);
+                faiss_ivf::assign(
+                    metric,
+                    dimensions,
+                    centroids,
+                    &self.vectors,
+                    &mut self.lists,
+                )
+                .or_raise(index);
             }
             Codec::Flat
                 .encode(dimensions, &self.vectors, &mut self.codes)

@@ -30,7 +30,7 @@ impl Random {
 
     /// A number below `end`, which is at most 2^32.
     fn below(&mut self, end: u64) -> u64 {
-        (self.next() >> 32) * end >> 32
+        ((self.next() >> 32) * end) >> 32
     }
 }
 

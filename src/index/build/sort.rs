@@ -119,10 +119,8 @@ impl ListSort {
             let list = (*values.add(LIST)).value() as i32;
             let row = (*values.add(TID)).value() as i64;
             let code = (*values.add(CODE)).cast_mut_ptr::<pg_sys::varlena>();
-            let code = std::slice::from_raw_parts(
-                vardata_any(code).cast::<u8>(),
-                varsize_any_exhdr(code),
-            );
+            let code =
+                std::slice::from_raw_parts(vardata_any(code).cast::<u8>(), varsize_any_exhdr(code));
             let tid = Tid::new((row >> 16) as u32, row as u16);
             Some(take(list as u32, tid, code))
         }

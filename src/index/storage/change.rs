@@ -45,7 +45,11 @@ impl<'a> RelationChange<'a> {
             // SAFETY: the page is pinned and exclusively locked.
             Image::Own(Box::new(unsafe { *buffer.address() }))
         } else {
-            let flags = if is_new { pg_sys::GENERIC_XLOG_FULL_IMAGE } else { 0 };
+            let flags = if is_new {
+                pg_sys::GENERIC_XLOG_FULL_IMAGE
+            } else {
+                0
+            };
             // SAFETY: the record is open and the buffer is exclusively locked.
             let page = unsafe {
                 pg_sys::GenericXLogRegisterBuffer(self.record, buffer.id(), flags as i32)

@@ -29,6 +29,9 @@ const _: () = {
 /// `ReadBuffer`'s request for a new block at the end of the relation.
 const P_NEW: Block = pg_sys::InvalidBlockNumber;
 
+/// PostgreSQL's `InvalidSubTransactionId`.
+const NO_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
+
 /// How changes of pages reach the write-ahead log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Logging {
@@ -117,9 +120,8 @@ impl RelationStore {
         let new_file = relation.rd_firstRelfilenodeSubid;
         #[cfg(not(any(feature = "pg14", feature = "pg15")))]
         let new_file = relation.rd_firstRelfilelocatorSubid;
-        let is_older_than_transaction = relation.rd_createSubid
-            == pg_sys::InvalidSubTransactionId
-            && new_file == pg_sys::InvalidSubTransactionId;
+        let is_older_than_transaction =
+            relation.rd_createSubid == NO_SUBTRANSACTION && new_file == NO_SUBTRANSACTION;
         persistence == pg_sys::RELPERSISTENCE_PERMANENT as std::ffi::c_char
             && (wal_level >= pg_sys::WalLevel::WAL_LEVEL_REPLICA as i32
                 || is_older_than_transaction)
@@ -144,8 +146,7 @@ impl PageStore for RelationStore {
 
     fn block_count(&self) -> Block {
         // SAFETY: the relation is open.
-        let blocks =
-            unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, self.fork) };
+        let blocks = unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, self.fork) };
         self.known_blocks.set(blocks);
         blocks
     }

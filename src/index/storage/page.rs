@@ -76,7 +76,9 @@ impl LockedBuffer {
             if self.0 < 0 {
                 (*pg_sys::LocalBufferBlockPointers.add((-self.0 - 1) as usize)).cast()
             } else {
-                pg_sys::BufferBlocks.cast::<PageBytes>().add(self.0 as usize - 1)
+                pg_sys::BufferBlocks
+                    .cast::<PageBytes>()
+                    .add(self.0 as usize - 1)
             }
         }
     }
