@@ -5,11 +5,12 @@ use pgrx::{Internal, PgBox, pg_extern, pg_sys};
 use super::opclass::DESCRIPTOR_PROC;
 use super::{build, cost, insert, options, scan, vacuum, validate};
 
+// The argument that SQL requires is never passed.
 #[pg_extern(sql = "
 CREATE FUNCTION faiss_ivf_handler(internal) RETURNS index_am_handler
     LANGUAGE c STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 ")]
-fn faiss_ivf_handler(_unused: Internal) -> Internal {
+fn faiss_ivf_handler() -> Internal {
     // SAFETY: the node is zeroed memory of the right size with its tag; zero is
     // a valid value of every field.
     let mut routine =
