@@ -297,7 +297,7 @@ pub struct Vacuumed {
     pub removed: usize,
 }
 
-/// Removes the entries of dead rows from a page and closes the gaps.
+/// Removes the entries of dead rows from a page and fills the gaps.
 ///
 /// Entries never leave their page, and a scan reads a page whole under one
 /// share lock; so no scan misses an entry or sees one twice. Returns `None`
@@ -342,12 +342,16 @@ pub fn vacuum_page<S: PageStore>(
     }))
 }
 
+/// Keeps these entries, in ascending order, and moves those from the end of the
+/// page into the gaps: whatever stays where it is need not be logged.
 fn compact(page: &mut PageBytes, layout: ListLayout, keep: &[usize]) {
-    for (to, &from) in keep.iter().enumerate() {
+    let live = keep.len();
+    let gaps = (0..live).filter(|index| keep.binary_search(index).is_err());
+    for (to, &from) in gaps.zip(keep.iter().rev()) {
         let code = layout.code_at(from);
         page.copy_within(code..code + layout.code_size, layout.code_at(to));
         let record = layout.record_at(from);
         page.copy_within(record..record + RECORD_SIZE, layout.record_at(to));
     }
-    layout.set_count(page, keep.len());
+    layout.set_count(page, live);
 }
