@@ -60,7 +60,8 @@ fn assert_index_equals_table(client: &mut Client) -> usize {
 }
 
 /// Inserts, updates and deletes until the server goes away or `stop` is set.
-fn write_until(client: &mut Client, stop: &AtomicBool, seed: i32) {
+/// Each of up to four writers has rows of its own, so that none waits for another.
+fn write_until(client: &mut Client, stop: &AtomicBool, writer: i32, seed: i32) {
     for round in 0.. {
         let number = seed + round;
         let statement = match round % 4 {
@@ -68,10 +69,13 @@ fn write_until(client: &mut Client, stop: &AtomicBool, seed: i32) {
                 "INSERT INTO item (v) SELECT sample_vector({number} + i) FROM generate_series(1, 20) i"
             ),
             2 => format!(
-                "UPDATE item SET v = sample_vector({number}) WHERE id % 211 = {}",
+                "UPDATE item SET v = sample_vector({number}) WHERE id % 4 = {writer} AND id % 211 = {}",
                 number % 211
             ),
-            _ => format!("DELETE FROM item WHERE id % 197 = {}", number % 197),
+            _ => format!(
+                "DELETE FROM item WHERE id % 4 = {writer} AND id % 197 = {}",
+                number % 197
+            ),
         };
         if stop.load(Ordering::Relaxed) || client.batch_execute(&statement).is_err() {
             return;
@@ -89,7 +93,7 @@ fn it_equals_its_table_after_crashes_during_writes_and_vacuum() {
             for writer in 0..2 {
                 let (cluster, never) = (&cluster, &never);
                 let seed = 10_000 * (round * 2 + writer + 1);
-                scope.spawn(move || write_until(&mut cluster.client(), never, seed));
+                scope.spawn(move || write_until(&mut cluster.client(), never, writer, seed));
             }
             let mut vacuum = cluster.client();
             scope.spawn(move || while vacuum.batch_execute("VACUUM item").is_ok() {});
@@ -152,7 +156,7 @@ fn writers_vacuum_and_readers_do_not_disturb_each_other() {
             let seed = 100_000 * (writer + 1);
             scope.spawn(move || {
                 let mut client = cluster.client();
-                write_until(&mut client, stop, seed);
+                write_until(&mut client, stop, writer, seed);
                 assert!(
                     !client.is_closed() && stop.load(Ordering::Relaxed),
                     "a writer failed"
