@@ -6,6 +6,7 @@
 
 mod error;
 mod gucs;
+mod index;
 mod server;
 mod sql;
 
@@ -24,5 +25,6 @@ pgrx::extension_sql_file!(
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     gucs::define();
+    index::init();
     server::supervisor::register_preloaded();
 }

@@ -54,7 +54,7 @@ fn link_blas() {
     // some of whose routines call the run-time library of Fortran.
     let mut script = format!("INPUT ( {}", archive.display());
     if let Some(fortran) = find_fortran() {
-        script.push_str(&format!(" AS_NEEDED ( {} )", fortran.display()));
+        script.push_str(&format!(" {}", fortran.display()));
     }
     script.push_str(" )\n");
     for name in ["libblas.so", "liblapack.so"] {

@@ -236,6 +236,13 @@ impl Cluster {
                 })
             },
         );
+        // A process that init has not reaped yet still guards its lock file.
+        let entry = PathBuf::from(format!("/proc/{}", self.postmaster()));
+        wait_until(
+            "the crashed postmaster is reaped",
+            Duration::from_secs(20),
+            || !entry.exists(),
+        );
         self.start_server();
     }
 

@@ -1,0 +1,278 @@
+//! The index after crashes, under concurrent writers, when it is cancelled and
+//! when its pages are damaged: it equals its table, or it says what is wrong.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pg_sight_tests::{Cluster, sql_failure, wait_until};
+use postgres::Client;
+
+const TABLE: &str = "
+    CREATE EXTENSION pg_sight CASCADE;
+    CREATE FUNCTION sample_vector(seed int) RETURNS vector LANGUAGE sql IMMUTABLE AS $$
+        SELECT array_agg((hashint4(seed * 64 + j) % 50)::real)::vector FROM generate_series(1, 32) j
+    $$;
+    CREATE TABLE item (id serial PRIMARY KEY, v vector(32));
+    INSERT INTO item (v) SELECT sample_vector(i) FROM generate_series(1, 3000) i;";
+const INDEX: &str =
+    "CREATE INDEX item_v ON item USING faiss_ivf (v vector_l2_ops) WITH (lists = 30)";
+/// A page of version 1: magic, page kind and number of entries.
+const MAGIC_AT: u64 = 8168 + 12;
+const COUNT_AT: u64 = 8168 + 8;
+const PAGE_SIZE: u64 = 8192;
+
+fn cluster_with_index() -> (Cluster, Client) {
+    let cluster = Cluster::start(&["autovacuum_naptime = 1s"]);
+    let mut client = cluster.client();
+    client.batch_execute(TABLE).unwrap();
+    client.batch_execute(INDEX).unwrap();
+    (cluster, client)
+}
+
+fn ids(client: &mut Client, query: &str) -> Vec<i32> {
+    let rows = client.query(query, &[]).unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Every row is found by the index, once, in order; and nothing else is.
+fn assert_index_equals_table(client: &mut Client) -> usize {
+    let settings = "SET enable_seqscan = off; SET enable_sort = off; SET faiss_ivf.nprobe = 65536;
+                    SET enable_indexscan = on";
+    client.batch_execute(settings).unwrap();
+    let query = "SELECT id, v <-> sample_vector(7) FROM item ORDER BY v <-> sample_vector(7)";
+    let plan = client.query(&format!("EXPLAIN {query}"), &[]).unwrap();
+    assert!(plan[0].get::<_, &str>(0).contains("item_v"), "{plan:?}");
+    let rows = client.query(query, &[]).unwrap();
+    let distances: Vec<f64> = rows.iter().map(|row| row.get(1)).collect();
+    assert!(distances.is_sorted());
+    let mut by_index: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+    by_index.sort_unstable();
+    client
+        .batch_execute("RESET ALL; SET enable_indexscan = off; SET enable_indexonlyscan = off")
+        .unwrap();
+    let by_table = ids(client, "SELECT id FROM item ORDER BY id");
+    client.batch_execute("RESET ALL").unwrap();
+    assert_eq!(by_index, by_table);
+    by_table.len()
+}
+
+/// Inserts, updates and deletes until the server goes away or `stop` is set.
+/// Each of up to four writers has rows of its own, so that none waits for another.
+fn write_until(client: &mut Client, stop: &AtomicBool, writer: i32, seed: i32) {
+    for round in 0.. {
+        let number = seed + round;
+        let statement = match round % 4 {
+            0 | 1 => format!(
+                "INSERT INTO item (v) SELECT sample_vector({number} + i) FROM generate_series(1, 20) i"
+            ),
+            2 => format!(
+                "UPDATE item SET v = sample_vector({number}) WHERE id % 4 = {writer} AND id % 211 = {}",
+                number % 211
+            ),
+            _ => format!(
+                "DELETE FROM item WHERE id % 4 = {writer} AND id % 197 = {}",
+                number % 197
+            ),
+        };
+        if stop.load(Ordering::Relaxed) || client.batch_execute(&statement).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn it_equals_its_table_after_crashes_during_writes_and_vacuum() {
+    let (cluster, client) = cluster_with_index();
+    drop(client);
+    for round in 0..5 {
+        let never = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for writer in 0..2 {
+                let (cluster, never) = (&cluster, &never);
+                let seed = 10_000 * (round * 2 + writer + 1);
+                scope.spawn(move || write_until(&mut cluster.client(), never, writer, seed));
+            }
+            let mut vacuum = cluster.client();
+            scope.spawn(move || while vacuum.batch_execute("VACUUM item").is_ok() {});
+            thread::sleep(Duration::from_millis(600 + 250 * round as u64));
+            cluster.crash();
+        });
+        cluster.recover();
+        let rows = assert_index_equals_table(&mut cluster.client());
+        assert!(rows > 1000, "{rows} rows");
+    }
+}
+
+#[test]
+fn a_crash_during_a_build_leaves_no_half_index() {
+    let cluster = Cluster::start(&[]);
+    let mut client = cluster.client();
+    client.batch_execute(TABLE).unwrap();
+    for wait_ms in [20, 60, 120] {
+        thread::scope(|scope| {
+            let cluster = &cluster;
+            scope.spawn(move || cluster.client().batch_execute(INDEX));
+            thread::sleep(Duration::from_millis(wait_ms));
+            cluster.crash();
+        });
+        cluster.recover();
+        let mut client = cluster.client();
+        client.batch_execute("DROP INDEX IF EXISTS item_v").unwrap();
+        client.batch_execute(INDEX).unwrap();
+        assert_eq!(assert_index_equals_table(&mut client), 3000);
+        client.batch_execute("DROP INDEX item_v").unwrap();
+    }
+}
+
+#[test]
+fn an_unlogged_index_is_empty_after_a_crash() {
+    let (cluster, mut client) = cluster_with_index();
+    client
+        .batch_execute("ALTER TABLE item SET UNLOGGED")
+        .unwrap();
+    assert_eq!(assert_index_equals_table(&mut client), 3000);
+    cluster.crash();
+    cluster.recover();
+    let mut client = cluster.client();
+    assert_eq!(assert_index_equals_table(&mut client), 0);
+    client
+        .batch_execute(
+            "INSERT INTO item (v) SELECT sample_vector(i) FROM generate_series(1, 500) i",
+        )
+        .unwrap();
+    assert_eq!(assert_index_equals_table(&mut client), 500);
+}
+
+#[test]
+fn writers_vacuum_and_readers_do_not_disturb_each_other() {
+    let (cluster, mut client) = cluster_with_index();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for writer in 0..4 {
+            let (cluster, stop) = (&cluster, &stop);
+            let seed = 100_000 * (writer + 1);
+            scope.spawn(move || {
+                let mut client = cluster.client();
+                write_until(&mut client, stop, writer, seed);
+                assert!(
+                    !client.is_closed() && stop.load(Ordering::Relaxed),
+                    "a writer failed"
+                );
+            });
+        }
+        let mut vacuum = cluster.client();
+        let stop = &stop;
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                vacuum.batch_execute("VACUUM item").unwrap();
+            }
+        });
+        for reader in 0..2 {
+            let mut client = cluster.client();
+            scope.spawn(move || {
+                client.batch_execute("SET enable_seqscan = off").unwrap();
+                // Whatever the writers do, enough rows are left to fill the limit.
+                while !stop.load(Ordering::Relaxed) {
+                    let found = client
+                        .query("SELECT v <-> sample_vector($1) FROM item ORDER BY v <-> sample_vector($1) LIMIT 50", &[&reader])
+                        .unwrap();
+                    let distances: Vec<f64> = found.iter().map(|row| row.get(0)).collect();
+                    assert!(distances.len() == 50 && distances.is_sorted());
+                }
+            });
+        }
+        thread::sleep(Duration::from_secs(8));
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_index_equals_table(&mut client);
+    client.batch_execute("VACUUM item").unwrap();
+    assert_index_equals_table(&mut client);
+}
+
+#[test]
+fn a_build_is_cancelled_at_once_and_shows_its_phases() {
+    let cluster = Cluster::start(&[]);
+    let mut client = cluster.client();
+    client.batch_execute(TABLE).unwrap();
+    let more = "INSERT INTO item (v) SELECT sample_vector(i) FROM generate_series(3001, 40000) i";
+    client.batch_execute(more).unwrap();
+    let token = client.cancel_token();
+    thread::scope(|scope| {
+        let build = scope.spawn(move || {
+            let slow = INDEX.replace("lists = 30", "lists = 8000");
+            (client.batch_execute(&slow), Instant::now())
+        });
+        let mut watcher = cluster.client();
+        wait_until("k-means runs", Duration::from_secs(30), || {
+            watcher
+                .query("SELECT phase FROM pg_stat_progress_create_index", &[])
+                .unwrap()
+                .iter()
+                .any(|row| row.get::<_, &str>(0).contains("clustering sample"))
+        });
+        let cancelled = Instant::now();
+        token.cancel_query(postgres::NoTls).unwrap();
+        let (result, ended) = build.join().unwrap();
+        assert_eq!(sql_failure(result).state, "57014");
+        let waited = ended - cancelled;
+        assert!(waited < Duration::from_secs(2), "{waited:?}");
+    });
+}
+
+#[test]
+fn a_damaged_page_is_an_error_with_its_block_number() {
+    let (cluster, mut client) = cluster_with_index();
+    let path: String = client
+        .query_one("SELECT pg_relation_filepath('item_v')", &[])
+        .unwrap()
+        .get(0);
+    let blocks: i64 = client
+        .query_one("SELECT pg_relation_size('item_v') / 8192", &[])
+        .unwrap()
+        .get(0);
+    let last = blocks as u64 - 1;
+    let path = cluster.data().join(path);
+    drop(client);
+    // The meta page, a page of a list, the directory, which is the last.
+    for (block, at, bytes) in [
+        (0, MAGIC_AT, [1, 2, 3, 4]),
+        (last - 1, COUNT_AT, [0xff; 4]),
+        (last, MAGIC_AT, [0; 4]),
+    ] {
+        cluster.stop_server("fast");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        let offset = block * PAGE_SIZE + at;
+        let mut original = [0; 4];
+        file.read_exact_at(&mut original, offset).unwrap();
+        file.write_all_at(&bytes, offset).unwrap();
+        cluster.start_server();
+        let mut client = cluster.client();
+        client
+            .batch_execute("SET ignore_checksum_failure = on; SET enable_seqscan = off; SET client_min_messages = error")
+            .unwrap();
+        let query = "SELECT count(*) FROM (SELECT id FROM item ORDER BY v <-> sample_vector(7)) s";
+        let failure = sql_failure(client.query_one(query, &[]));
+        assert_eq!(failure.state, "XX002", "{failure:?}");
+        assert!(
+            failure.message.contains(&format!("at block {block}")),
+            "{failure:?}"
+        );
+        assert!(failure.hint.contains("REINDEX"), "{failure:?}");
+        assert!(
+            client.simple_query("SELECT 1").is_ok(),
+            "the session lives on"
+        );
+        drop(client);
+        cluster.stop_server("fast");
+        file.write_all_at(&original, offset).unwrap();
+        cluster.start_server();
+    }
+    assert_eq!(assert_index_equals_table(&mut cluster.client()), 3000);
+}

@@ -1,0 +1,306 @@
+//! Building an index: draw a sample, find centroids, assign every row to its
+//! list, sort by list, and write the lists one behind another.
+//!
+//! Pages are written without WAL records of their own; the whole file goes
+//! into the log at the end, and a crash before that leaves no index.
+
+pub(super) mod progress;
+mod sample;
+mod sort;
+mod train;
+
+use faiss_ivf::Codec;
+use ivf_store::{
+    Extent, ListWriter, Meta, PageKind, PageStore, Tid, write_directory, write_extent,
+};
+use pgrx::{PgBox, PgSqlErrorCode, PgTupleDesc, check_for_interrupts, pg_guard, pg_sys};
+
+use self::progress::Phase;
+use self::sample::Source;
+use self::sort::ListSort;
+use self::train::Training;
+use super::insert::tid_of;
+use super::opclass::OpClass;
+use super::report::{OrRaise, Report};
+use super::storage::RelationStore;
+
+/// Rows that are assigned to lists in one call of FAISS: enough for an
+/// efficient matrix product, few enough to be cancelled between.
+const BATCH_ROWS: usize = 2048;
+/// How many rows are written between two updates of the progress.
+const PROGRESS_STEP: u64 = 1024;
+
+#[pg_guard]
+pub(super) unsafe extern "C-unwind" fn ambuild(
+    heap: pg_sys::Relation,
+    index: pg_sys::Relation,
+    info: *mut pg_sys::IndexInfo,
+) -> *mut pg_sys::IndexBuildResult {
+    // SAFETY: PostgreSQL passes the table and the new, empty index, both
+    // locked so that nobody else uses the index.
+    unsafe {
+        let opclass = OpClass::of(index);
+        let source = Source {
+            heap,
+            index,
+            info,
+            opclass,
+            dimensions: column_dimensions(index, opclass),
+        };
+        progress::begin(Phase::Sampling);
+        let training = train::train(&source);
+        let (sort, counts) = assign_rows(&source, &training);
+        progress::begin(Phase::Writing);
+        progress::set_total(counts.indexed);
+        let store = RelationStore::create(index, pg_sys::ForkNumber::MAIN_FORKNUM);
+        write_index(&store, &source, &training, Some(sort));
+        store.log_all();
+
+        let mut result = PgBox::<pg_sys::IndexBuildResult>::alloc0();
+        result.heap_tuples = counts.read;
+        result.index_tuples = counts.indexed as f64;
+        result.into_pg()
+    }
+}
+
+/// Writes the init fork of an unlogged index: an index of no rows.
+#[pg_guard]
+pub(super) unsafe extern "C-unwind" fn ambuildempty(index: pg_sys::Relation) {
+    // SAFETY: PostgreSQL passes the new index, which nobody else uses. There
+    // is no table to read from, and nothing reads it.
+    unsafe {
+        let opclass = OpClass::of(index);
+        let source = Source {
+            heap: std::ptr::null_mut(),
+            index,
+            info: std::ptr::null_mut(),
+            opclass,
+            dimensions: column_dimensions(index, opclass),
+        };
+        let store = RelationStore::create(index, pg_sys::ForkNumber::INIT_FORKNUM);
+        write_index(&store, &source, &Training::none(), None);
+        store.log_all();
+    }
+}
+
+/// The number of dimensions that the indexed column declares.
+///
+/// # Safety
+/// `index` must be an open index of `opclass`.
+unsafe fn column_dimensions(index: pg_sys::Relation, opclass: &OpClass) -> u32 {
+    // SAFETY: the caller's promise; the descriptor lives as long as the relation.
+    let typmod = unsafe {
+        let columns = PgTupleDesc::from_pg_unchecked((*index).rd_att);
+        columns.get(0).map_or(-1, |column| column.atttypmod)
+    };
+    let Ok(dimensions @ 1..) = u32::try_from(typmod) else {
+        Report::new(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            "column does not have dimensions",
+        )
+        .detail("A faiss_ivf index needs to know the number of dimensions of its vectors.")
+        .hint("Declare the column with them, for example as vector(768), or index an expression that casts to such a type.")
+        .raise();
+    };
+    if dimensions > opclass.max_dimensions {
+        Report::new(
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            format!(
+                "column cannot have more than {} dimensions for faiss_ivf index",
+                opclass.max_dimensions
+            ),
+        )
+        .detail(format!("The column has {dimensions} dimensions."))
+        .raise();
+    }
+    dimensions
+}
+
+/// How many rows a build has read and indexed.
+struct Counts {
+    read: f64,
+    indexed: u64,
+}
+
+/// Rows on their way into the sort.
+struct Assignment<'a> {
+    source: &'a Source,
+    training: &'a Training,
+    sort: ListSort,
+    /// `(rows, dimensions)`
+    vectors: Vec<f32>,
+    tids: Vec<Tid>,
+    lists: Vec<u32>,
+    codes: Vec<u8>,
+    indexed: u64,
+}
+
+/// Reads the table and sorts its rows by list.
+///
+/// # Safety
+/// The relations of `source` must be open and locked for building the index.
+unsafe fn assign_rows(source: &Source, training: &Training) -> (ListSort, Counts) {
+    let code_size = Codec::Flat.code_size(source.dimensions as usize);
+    let mut assignment = Assignment {
+        source,
+        training,
+        // SAFETY: the sort ends before this build does.
+        sort: unsafe { ListSort::begin(code_size) },
+        vectors: Vec::with_capacity(BATCH_ROWS * source.dimensions as usize),
+        tids: Vec::with_capacity(BATCH_ROWS),
+        lists: Vec::new(),
+        codes: Vec::new(),
+        indexed: 0,
+    };
+    progress::begin(Phase::Assigning);
+    // SAFETY: the caller's promise; the callback gets the assignment back.
+    let read = unsafe {
+        pg_sys::table_index_build_scan(
+            source.heap,
+            source.index,
+            source.info,
+            true,
+            true,
+            Some(assign_row),
+            std::ptr::from_mut(&mut assignment).cast(),
+            std::ptr::null_mut(),
+        )
+    };
+    assignment.flush();
+    progress::begin(Phase::Sorting);
+    assignment.sort.sort();
+    let counts = Counts {
+        read,
+        indexed: assignment.indexed,
+    };
+    (assignment.sort, counts)
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_row(
+    _index: pg_sys::Relation,
+    tid: pg_sys::ItemPointer,
+    values: *mut pg_sys::Datum,
+    isnull: *mut bool,
+    _is_alive: bool,
+    state: *mut std::ffi::c_void,
+) {
+    // SAFETY: PostgreSQL passes the one column of a row, and the assignment
+    // that `assign_rows` gave it.
+    unsafe {
+        let assignment = &mut *state.cast::<Assignment<'_>>();
+        let source = assignment.source;
+        if *isnull
+            || !source
+                .opclass
+                .read(*values, source.dimensions, &mut assignment.vectors)
+        {
+            return;
+        }
+        assignment.tids.push(tid_of(tid));
+        if assignment.tids.len() == BATCH_ROWS {
+            assignment.flush();
+        }
+    }
+}
+
+impl Assignment<'_> {
+    /// Assigns the rows of the batch to lists and puts them into the sort.
+    fn flush(&mut self) {
+        check_for_interrupts!();
+        let index = self.source.index;
+        let dimensions = self.source.dimensions as usize;
+        let code_size = Codec::Flat.code_size(dimensions);
+        self.lists.clear();
+        self.lists.resize(self.tids.len(), 0);
+        self.codes.resize(self.tids.len() * code_size, 0);
+        // SAFETY: the index is open.
+        unsafe {
+            if self.training.lists > 1 {
+                let centroids = &self.training.centroids;
+                let metric = self.source.opclass.metric();
+                faiss_ivf::assign(
+                    metric,
+                    dimensions,
+                    centroids,
+                    &self.vectors,
+                    &mut self.lists,
+                )
+                .or_raise(index);
+            }
+            Codec::Flat
+                .encode(dimensions, &self.vectors, &mut self.codes)
+                .or_raise(index);
+        }
+        let codes = self.codes.chunks_exact(code_size);
+        for ((&list, &tid), code) in self.lists.iter().zip(&self.tids).zip(codes) {
+            self.sort.put(list, tid, code);
+        }
+        self.indexed += self.tids.len() as u64;
+        self.vectors.clear();
+        self.tids.clear();
+    }
+}
+
+/// Writes all pages of a new index: the meta page, the centroids, the lists,
+/// and at last their directory.
+///
+/// # Safety
+/// The index must be open, and nobody else may use it.
+unsafe fn write_index(
+    store: &RelationStore,
+    source: &Source,
+    training: &Training,
+    sort: Option<ListSort>,
+) {
+    let mut meta = Meta {
+        dimensions: source.dimensions,
+        distance: source.opclass.distance,
+        element: source.opclass.element,
+        lists: training.lists,
+        generation: 1,
+        stamp: random_stamp(),
+        training_rows: training.rows,
+        centroids: Extent::NONE,
+        directory: Extent::NONE,
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        store.append(&meta.to_page()).or_raise(source.index);
+        let centroids: Vec<u8> = (training.centroids.iter())
+            .flat_map(|component| component.to_ne_bytes())
+            .collect();
+        meta.centroids =
+            write_extent(store, PageKind::Centroids, &centroids).or_raise(source.index);
+        let mut writer = ListWriter::new(store, meta.layout());
+        if let Some(mut sort) = sort {
+            let mut written = 0;
+            while let Some(pushed) = sort.next(|list, tid, code| writer.push(list, tid, code)) {
+                pushed.or_raise(source.index);
+                written += 1;
+                if written % PROGRESS_STEP == 0 {
+                    check_for_interrupts!();
+                    progress::set_done(written);
+                }
+            }
+            progress::set_done(written);
+        }
+        let entries = writer.finish(training.lists).or_raise(source.index);
+        meta.directory = write_directory(store, &entries).or_raise(source.index);
+        meta.write(store).or_raise(source.index);
+    }
+}
+
+fn random_stamp() -> u64 {
+    let mut stamp = [0; 8];
+    // SAFETY: fills the eight bytes.
+    let is_random = unsafe { pg_sys::pg_strong_random(stamp.as_mut_ptr().cast(), stamp.len()) };
+    if !is_random {
+        Report::new(
+            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            "could not generate a random number",
+        )
+        .raise();
+    }
+    u64::from_ne_bytes(stamp)
+}

@@ -1,0 +1,207 @@
+//! A random sample of the table's vectors, for k-means, and an estimate of how
+//! many rows will be indexed. Both read random blocks of the table rather than
+//! all of it. The generator has a fixed seed: the same table gives the same index.
+
+use pgrx::{check_for_interrupts, pg_guard, pg_sys};
+
+use crate::index::opclass::OpClass;
+
+/// Blocks that are read to estimate the number of rows.
+const ESTIMATE_BLOCKS: u32 = 200;
+/// A sample is drawn from at least so many blocks, for neighbours in a table
+/// are often alike.
+const MIN_SAMPLE_BLOCKS: f64 = 2000.0;
+/// A sample is drawn from so many times as many rows as it takes.
+const SPREAD: f64 = 2.0;
+const SEED: u64 = 0x5eed_f155_1bf5_2026;
+
+/// SplitMix64, by Steele, Lea and Flood ("Fast splittable pseudorandom number
+/// generators", 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`, which is at most 2^32.
+    fn below(&mut self, end: u64) -> u64 {
+        ((self.next() >> 32) * end) >> 32
+    }
+}
+
+/// Vectors drawn from a table.
+pub(super) struct Sample {
+    opclass: &'static OpClass,
+    dimensions: u32,
+    capacity: u64,
+    random: Random,
+    /// Rows that were seen and can be indexed.
+    seen: u64,
+    /// The reservoir, `(rows, dimensions)`.
+    vectors: Vec<f32>,
+    scratch: Vec<f32>,
+}
+
+/// The table and the index of a build.
+#[derive(Clone, Copy)]
+pub(super) struct Source {
+    pub heap: pg_sys::Relation,
+    pub index: pg_sys::Relation,
+    pub info: *mut pg_sys::IndexInfo,
+    pub opclass: &'static OpClass,
+    pub dimensions: u32,
+}
+
+impl Source {
+    /// Estimates how many rows will be indexed: exactly for a small table.
+    ///
+    /// # Safety
+    /// The relations must be open and locked for building the index.
+    pub unsafe fn estimate_rows(&self) -> f64 {
+        let mut counter = self.sample_of(0);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (read, blocks) = self.read_blocks(ESTIMATE_BLOCKS, &mut counter);
+            match read {
+                0 => 0.0,
+                _ => counter.seen as f64 * f64::from(blocks) / f64::from(read),
+            }
+        }
+    }
+
+    /// Draws at most `capacity` vectors, `(rows, dimensions)`, from a table of
+    /// about `rows` rows.
+    ///
+    /// # Safety
+    /// As for [`Self::estimate_rows`].
+    pub unsafe fn draw(&self, rows: f64, capacity: u64) -> Vec<f32> {
+        let mut sample = self.sample_of(capacity);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let blocks = f64::from(self.block_count());
+            let wanted = blocks * SPREAD * capacity as f64 / rows.max(1.0);
+            let wanted = wanted.max(MIN_SAMPLE_BLOCKS).min(blocks);
+            self.read_blocks(wanted.ceil() as u32, &mut sample);
+        }
+        sample.vectors
+    }
+
+    fn sample_of(&self, capacity: u64) -> Sample {
+        Sample {
+            opclass: self.opclass,
+            dimensions: self.dimensions,
+            capacity,
+            random: Random(SEED),
+            seen: 0,
+            vectors: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    unsafe fn block_count(&self) -> u32 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            pg_sys::RelationGetNumberOfBlocksInFork(self.heap, pg_sys::ForkNumber::MAIN_FORKNUM)
+        }
+    }
+
+    /// Reads `wanted` random blocks of the table (all of them if it has no
+    /// more) in ascending order. Returns how many were read and how many exist.
+    ///
+    /// Each block is taken with the probability that just as many as are still
+    /// wanted are taken from those that remain (Knuth, The Art of Computer
+    /// Programming 3.4.2, algorithm S).
+    ///
+    /// # Safety
+    /// As for [`Self::estimate_rows`].
+    unsafe fn read_blocks(&self, wanted: u32, sample: &mut Sample) -> (u32, u32) {
+        // SAFETY: the caller's promise.
+        let blocks = unsafe { self.block_count() };
+        let wanted = wanted.min(blocks);
+        let mut random = Random(SEED ^ u64::from(wanted));
+        let mut taken = 0;
+        for block in 0..blocks {
+            if random.below(u64::from(blocks - block)) >= u64::from(wanted - taken) {
+                continue;
+            }
+            taken += 1;
+            check_for_interrupts!();
+            // SAFETY: the caller's promise; the callback gets the sample back.
+            unsafe {
+                pg_sys::table_index_build_range_scan(
+                    self.heap,
+                    self.index,
+                    self.info,
+                    false,
+                    true,
+                    false,
+                    block,
+                    1,
+                    Some(sample_row),
+                    std::ptr::from_mut(sample).cast(),
+                    std::ptr::null_mut(),
+                );
+            }
+        }
+        (taken, blocks)
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn sample_row(
+    _index: pg_sys::Relation,
+    _tid: pg_sys::ItemPointer,
+    values: *mut pg_sys::Datum,
+    isnull: *mut bool,
+    _is_alive: bool,
+    state: *mut std::ffi::c_void,
+) {
+    // SAFETY: PostgreSQL passes the one column of a row and the sample that
+    // `read_blocks` gave it.
+    unsafe {
+        if !*isnull {
+            (*state.cast::<Sample>()).offer(*values);
+        }
+    }
+}
+
+impl Sample {
+    /// Takes the row into the reservoir, or not (algorithm R of Vitter,
+    /// "Random sampling with a reservoir", 1985).
+    ///
+    /// # Safety
+    /// `datum` must be a value of the indexed type that is not NULL.
+    unsafe fn offer(&mut self, datum: pg_sys::Datum) {
+        if self.capacity == 0 {
+            self.seen += 1;
+            return;
+        }
+        let place = if self.seen < self.capacity {
+            self.seen
+        } else {
+            self.random.below(self.seen + 1)
+        };
+        if place >= self.capacity {
+            self.seen += 1;
+            return;
+        }
+        self.scratch.clear();
+        // SAFETY: the caller's promise.
+        if !unsafe { self.opclass.read(datum, self.dimensions, &mut self.scratch) } {
+            return;
+        }
+        self.seen += 1;
+        let begin = place as usize * self.dimensions as usize;
+        if begin == self.vectors.len() {
+            self.vectors.extend_from_slice(&self.scratch);
+        } else {
+            let end = begin + self.scratch.len();
+            self.vectors[begin..end].copy_from_slice(&self.scratch);
+        }
+    }
+}

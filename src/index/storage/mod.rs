@@ -1,0 +1,161 @@
+//! Pages of an index in PostgreSQL's buffers: the only place of the access
+//! method that touches the buffer manager and the write-ahead log.
+//!
+//! An ERROR of PostgreSQL arrives here as a Rust panic, and the abort of the
+//! transaction then gives back locks and pins by itself. The guards therefore
+//! do nothing when they are dropped by a panic: a second release would be wrong.
+
+mod change;
+mod page;
+
+use std::cell::Cell;
+
+use ivf_store::{Block, PAGE_SIZE, PageStore, StoreError};
+use pgrx::pg_sys;
+
+use change::RelationChange;
+use page::{PinnedBuffer, SharedPage};
+
+const _: () = {
+    assert!(pg_sys::BLCKSZ as usize == PAGE_SIZE);
+    assert!(pg_sys::MAX_GENERIC_XLOG_PAGES as usize == ivf_store::MAX_CHANGED_PAGES);
+    assert!(pg_sys::PG_PAGE_LAYOUT_VERSION == 4);
+    assert!(std::mem::offset_of!(pg_sys::PageHeaderData, pd_lower) == 12);
+    assert!(std::mem::offset_of!(pg_sys::PageHeaderData, pd_upper) == 14);
+    assert!(std::mem::offset_of!(pg_sys::PageHeaderData, pd_special) == 16);
+    assert!(std::mem::offset_of!(pg_sys::PageHeaderData, pd_pagesize_version) == 18);
+};
+
+/// `ReadBuffer`'s request for a new block at the end of the relation.
+const P_NEW: Block = pg_sys::InvalidBlockNumber;
+
+/// PostgreSQL's `InvalidSubTransactionId`.
+const NO_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
+
+/// How changes of pages reach the write-ahead log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Logging {
+    /// One generic WAL record for each change.
+    EachChange,
+    /// Nothing until [`RelationStore::log_all`]: for an index being built.
+    AtEnd,
+}
+
+/// The pages of one fork of an index relation.
+pub(super) struct RelationStore {
+    relation: pg_sys::Relation,
+    fork: pg_sys::ForkNumber::Type,
+    strategy: pg_sys::BufferAccessStrategy,
+    logging: Logging,
+    known_blocks: Cell<Block>,
+}
+
+impl RelationStore {
+    /// The pages of an index in use.
+    ///
+    /// # Safety
+    /// `relation` must be an open index, locked at least for access, for as
+    /// long as the store lives.
+    pub unsafe fn open(relation: pg_sys::Relation) -> Self {
+        Self {
+            relation,
+            fork: pg_sys::ForkNumber::MAIN_FORKNUM,
+            strategy: std::ptr::null_mut(),
+            logging: Logging::EachChange,
+            known_blocks: Cell::new(0),
+        }
+    }
+
+    /// As [`Self::open`], reading through a buffer access strategy.
+    ///
+    /// # Safety
+    /// As for [`Self::open`]; `strategy` must be null or valid as long.
+    pub unsafe fn open_with_strategy(
+        relation: pg_sys::Relation,
+        strategy: pg_sys::BufferAccessStrategy,
+    ) -> Self {
+        Self {
+            strategy,
+            // SAFETY: the caller's promise.
+            ..unsafe { Self::open(relation) }
+        }
+    }
+
+    /// The pages of a fork that is being written for the first time. Nothing
+    /// is logged until [`Self::log_all`].
+    ///
+    /// # Safety
+    /// As for [`Self::open`], and nobody else may use the fork.
+    pub unsafe fn create(relation: pg_sys::Relation, fork: pg_sys::ForkNumber::Type) -> Self {
+        Self {
+            fork,
+            logging: Logging::AtEnd,
+            // SAFETY: the caller's promise.
+            ..unsafe { Self::open(relation) }
+        }
+    }
+
+    /// Writes all pages of the fork into the write-ahead log, if the relation
+    /// or its init fork needs that.
+    pub fn log_all(&self) {
+        let is_init = self.fork == pg_sys::ForkNumber::INIT_FORKNUM;
+        if is_init || self.needs_wal() {
+            // SAFETY: the relation is open and all its pages are standard
+            // pages, whose hole may be left out.
+            unsafe {
+                pg_sys::log_newpage_range(self.relation, self.fork, 0, self.block_count(), true);
+            }
+        }
+    }
+
+    /// PostgreSQL's `RelationNeedsWAL`.
+    fn needs_wal(&self) -> bool {
+        // SAFETY: the relation is open.
+        let relation = unsafe { &*self.relation };
+        // SAFETY: an open relation has its row of pg_class.
+        let persistence = unsafe { (*relation.rd_rel).relpersistence };
+        // SAFETY: a backend reads its own setting.
+        let wal_level = unsafe { pg_sys::wal_level };
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        let new_file = relation.rd_firstRelfilenodeSubid;
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        let new_file = relation.rd_firstRelfilelocatorSubid;
+        let is_older_than_transaction =
+            relation.rd_createSubid == NO_SUBTRANSACTION && new_file == NO_SUBTRANSACTION;
+        persistence == pg_sys::RELPERSISTENCE_PERMANENT as std::ffi::c_char
+            && (wal_level >= pg_sys::WalLevel::WAL_LEVEL_REPLICA as i32
+                || is_older_than_transaction)
+    }
+
+    /// Pins `block`, which must exist.
+    fn pin(&self, block: Block) -> Result<PinnedBuffer, StoreError> {
+        if block >= self.known_blocks.get() && block >= self.block_count() {
+            return Err(StoreError::Corrupted {
+                block,
+                reason: "the block lies beyond the end of the index".to_owned(),
+            });
+        }
+        // SAFETY: the relation is open and the block exists.
+        Ok(unsafe { PinnedBuffer::read(self.relation, self.fork, block, self.strategy) })
+    }
+}
+
+impl PageStore for RelationStore {
+    type Page<'a> = SharedPage;
+    type Change<'a> = RelationChange<'a>;
+
+    fn block_count(&self) -> Block {
+        // SAFETY: the relation is open.
+        let blocks = unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, self.fork) };
+        self.known_blocks.set(blocks);
+        blocks
+    }
+
+    fn read(&self, block: Block) -> Result<SharedPage, StoreError> {
+        Ok(self.pin(block)?.lock_shared())
+    }
+
+    fn change(&self) -> RelationChange<'_> {
+        RelationChange::begin(self)
+    }
+}

@@ -1,0 +1,107 @@
+use std::ops::Deref;
+
+use ivf_store::{Block, PageBytes};
+use pgrx::pg_sys;
+
+/// A pinned buffer without a lock.
+pub(in crate::index) struct PinnedBuffer(pg_sys::Buffer);
+
+impl PinnedBuffer {
+    /// # Safety
+    /// `relation` must be open and have that block, or the block is `P_NEW`
+    /// and the caller holds the relation's extension lock.
+    pub(super) unsafe fn read(
+        relation: pg_sys::Relation,
+        fork: pg_sys::ForkNumber::Type,
+        block: Block,
+        strategy: pg_sys::BufferAccessStrategy,
+    ) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe {
+            pg_sys::ReadBufferExtended(
+                relation,
+                fork,
+                block,
+                pg_sys::ReadBufferMode::RBM_NORMAL,
+                strategy,
+            )
+        })
+    }
+
+    pub(super) fn lock_shared(self) -> SharedPage {
+        SharedPage(self.lock(pg_sys::BUFFER_LOCK_SHARE as i32))
+    }
+
+    pub(super) fn lock_exclusive(self) -> LockedBuffer {
+        self.lock(pg_sys::BUFFER_LOCK_EXCLUSIVE as i32)
+    }
+
+    fn lock(self, mode: i32) -> LockedBuffer {
+        let buffer = self.0;
+        // SAFETY: the buffer is pinned and this backend has no lock on it.
+        unsafe { pg_sys::LockBuffer(buffer, mode) };
+        // The pin belongs to the locked buffer now.
+        std::mem::forget(self);
+        LockedBuffer(buffer)
+    }
+}
+
+impl Drop for PinnedBuffer {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: the pin is ours and is given back once.
+            unsafe { pg_sys::ReleaseBuffer(self.0) };
+        }
+    }
+}
+
+/// A buffer that is pinned and locked, both until it is dropped.
+pub(super) struct LockedBuffer(pg_sys::Buffer);
+
+impl LockedBuffer {
+    pub(super) fn id(&self) -> pg_sys::Buffer {
+        self.0
+    }
+
+    pub(super) fn block(&self) -> Block {
+        // SAFETY: the buffer is pinned.
+        unsafe { pg_sys::BufferGetBlockNumber(self.0) }
+    }
+
+    /// Where the page lies; valid while the buffer is pinned.
+    pub(super) fn address(&self) -> *mut PageBytes {
+        // SAFETY: PostgreSQL's BufferGetBlock. A buffer number is an index from
+        // 1 into the shared buffers, or its negative into the local ones.
+        unsafe {
+            if self.0 < 0 {
+                (*pg_sys::LocalBufferBlockPointers.add((-self.0 - 1) as usize)).cast()
+            } else {
+                pg_sys::BufferBlocks
+                    .cast::<PageBytes>()
+                    .add(self.0 as usize - 1)
+            }
+        }
+    }
+}
+
+impl Drop for LockedBuffer {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: lock and pin are ours and are given back once.
+            unsafe { pg_sys::UnlockReleaseBuffer(self.0) };
+        }
+    }
+}
+
+/// A page under a share lock.
+pub(in crate::index) struct SharedPage(LockedBuffer);
+
+impl Deref for SharedPage {
+    type Target = PageBytes;
+
+    fn deref(&self) -> &PageBytes {
+        // SAFETY: the page is pinned and nobody writes it while we hold the
+        // share lock, except for hint bits, which pages of this kind have not.
+        unsafe { &*self.0.address() }
+    }
+}
