@@ -1,0 +1,227 @@
+"""Speed of embed_batch and embed through SQL against sentence-transformers.
+
+Both run the same weights on the CPU with the same number of threads and the
+same texts, in turns, in one run. See README.md.
+"""
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from statistics import median
+
+import database
+import glosses
+import numpy as np
+import psycopg
+from measuring import (
+    Report,
+    Watch,
+    add_watch_options,
+    cpu_seconds,
+    in_turns,
+    markdown_table,
+    ratios,
+    spread,
+)
+
+OURS = "pg_sight"
+PEER = "sentence-transformers"
+PEER_BATCH = 32
+# Seconds; OpenMP's threads spin for a few milliseconds after their last work.
+REST = 0.02
+
+
+class Sql:
+    """pg_sight, from a client of PostgreSQL."""
+
+    def __init__(self, connection, server):
+        self.connection = connection
+        self.pids = [server, connection.info.backend_pid, os.getpid()]
+
+    def batch(self, texts):
+        return database.embed_batch(self.connection, texts)
+
+    def single(self, text):
+        query = "SELECT embed(%b, %b)"
+        row = self.connection.execute(query, [text, database.MODEL], binary=True, prepare=True)
+        return row.fetchone()[0]
+
+
+class SentenceTransformers:
+    """The peer, in this process."""
+
+    def __init__(self, model, threads):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        # Here, as the peer need not be installed.
+        import sentence_transformers
+        import torch
+
+        torch.set_num_threads(threads)
+        self.model = sentence_transformers.SentenceTransformer(str(model), device="cpu")
+        packages = (sentence_transformers, torch)
+        self.versions = ", ".join(f"{package.__name__} {package.__version__}" for package in packages)
+        self.pids = [os.getpid()]
+
+    def batch(self, texts):
+        return self.model.encode(texts, batch_size=PEER_BATCH, show_progress_bar=False)
+
+    def single(self, text):
+        return self.batch([text])[0]
+
+
+@dataclass
+class Times:
+    """Seconds of one candidate, in all of one round or for each single text."""
+
+    wall: list = field(default_factory=list)
+    cpu: list = field(default_factory=list)
+
+
+def timed(work, pids):
+    """Result of work(), its duration and the processor time of the processes, in seconds."""
+    cpu, start = cpu_seconds(pids), time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start, cpu_seconds(pids) - cpu
+
+
+def measure_round(candidates, arrays):
+    """Embeds all arrays once; returns (wall, cpu) seconds and the vectors by candidate."""
+    vectors = {name: [] for name in candidates}
+    sums = {name: np.zeros(2) for name in candidates}
+
+    def embed(candidate, texts):
+        return timed(lambda: candidate.batch(texts), candidate.pids)
+
+    for name, (embeddings, wall, cpu) in in_turns(candidates, arrays, embed, REST):
+        vectors[name].append(embeddings)
+        sums[name] += wall, cpu
+    return sums, {name: np.concatenate(parts) for name, parts in vectors.items()}
+
+
+def measure_batches(watch, pids, candidates, arrays, rounds):
+    """Takes the rounds; returns the times by candidate and the last round's vectors."""
+    times = {name: Times() for name in candidates}
+    texts = sum(map(len, arrays))
+    for place in range(rounds):
+        # Who comes first changes from round to round too.
+        turned = dict(reversed(candidates.items())) if place % 2 else candidates
+        sums, vectors = watch.take(lambda turned=turned: measure_round(turned, arrays), pids)
+        for name, (wall, cpu) in sums.items():
+            times[name].wall.append(wall)
+            times[name].cpu.append(cpu)
+        rates = ", ".join(f"{name} {texts / sums[name][0]:.0f} texts/s" for name in candidates)
+        print(f"  round {place + 1} of {rounds}: {rates}", file=sys.stderr)
+    return times, vectors
+
+
+def measure_singles(candidates, texts):
+    """Seconds of each text alone, by candidate."""
+    seconds = {name: [] for name in candidates}
+
+    def embed(candidate, text):
+        return timed(lambda: candidate.single(text), [])[1]
+
+    for name, duration in in_turns(candidates, texts, embed, REST):
+        seconds[name].append(duration)
+    return seconds
+
+
+def batch_table(times, texts):
+    """Texts per second of wall time and of processor time."""
+    rows = [
+        [
+            name,
+            spread([texts / wall for wall in taken.wall], 1),
+            spread([texts / cpu for cpu in taken.cpu], 1),
+        ]
+        for name, taken in times.items()
+    ]
+    if PEER in times:
+        ours, peer = times[OURS], times[PEER]
+        rows.append(
+            [
+                "**ratio**",
+                spread(ratios(peer.wall, ours.wall), 2),
+                spread(ratios(peer.cpu, ours.cpu), 2),
+            ]
+        )
+    return markdown_table(["arrays of texts", "texts per second", "texts per CPU second"], rows)
+
+
+def single_table(seconds):
+    """Milliseconds of a single text; the ratio is of the medians."""
+    percentiles = {name: np.percentile(taken, [50, 95]) for name, taken in seconds.items()}
+    rows = [[name, *(f"{1000 * value:.1f}" for value in pair)] for name, pair in percentiles.items()]
+    if PEER in seconds:
+        pair = percentiles[OURS] / percentiles[PEER]
+        rows.append(["**ratio**", *(f"{value:.2f}" for value in pair)])
+    return markdown_table(["one text", "median ms", "95% ms"], rows)
+
+
+def run(args):
+    """Measures and reports."""
+    texts = glosses.read(args.wordnet)[: args.texts + args.singles]
+    batched, alone = texts[: args.texts], texts[args.texts :]
+    arrays = [batched[start : start + args.array] for start in range(0, len(batched), args.array)]
+    report = Report("Embedding")
+    with database.connect() as connection:
+        server = database.start_model_server(connection, args.model, args.threads)
+        candidates = {OURS: Sql(connection, server)}
+        if not args.without_peer:
+            candidates[PEER] = SentenceTransformers(args.model, args.threads)
+        for candidate in candidates.values():
+            candidate.batch(batched[:64])
+            candidate.single(batched[0])
+        watch = Watch(args.others, args.patience)
+        pids = [server, os.getpid(), *database.processes(connection)]
+        times, vectors = measure_batches(watch, pids, candidates, arrays, args.rounds)
+        seconds = watch.take(lambda: measure_singles(candidates, alone), pids)
+        report.add(batch_table(times, len(batched)), single_table(seconds))
+        conditions = [
+            f"{len(batched):,} WordNet glosses of {median(map(len, batched)):.0f} characters (median) "
+            f"in arrays of {args.array}, {args.rounds} rounds; {len(alone)} others one at a time",
+            f"{args.threads} threads for each candidate; median and range of the rounds",
+            database.versions(connection),
+        ]
+    if PEER in candidates:
+        difference = np.abs(vectors[OURS] - vectors[PEER]).max()
+        report.add(f"Greatest difference of an element of a vector: {difference:.1e}")
+        conditions.append(f"{candidates[PEER].versions}, batches of {PEER_BATCH}")
+    report.finish(watch, conditions, args.save)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        description="Speed of embedding through SQL, libpq's variables name the database."
+    )
+    parser.add_argument("--wordnet", required=True, help="folder of WordNet's files data.*")
+    parser.add_argument(
+        "--model",
+        default=database.default_model(),
+        help="directory of a model of sentence-transformers (default: PG_SIGHT_MINILM)",
+    )
+    parser.add_argument("--texts", type=int, default=4000, help="texts in a round (default %(default)s)")
+    parser.add_argument("--array", type=int, default=1000, help="texts in a call (default %(default)s)")
+    parser.add_argument("--singles", type=int, default=300, help="texts embedded alone (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="default %(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="of each candidate (default %(default)s)")
+    parser.add_argument("--without-peer", action="store_true", help="measure pg_sight alone")
+    add_watch_options(parser)
+    parser.add_argument("--save", metavar="FILE", help="write the report into a file too")
+    args = parser.parse_args()
+    if not args.model:
+        parser.error("--model or PG_SIGHT_MINILM must name a model directory")
+    if min(args.texts, args.array, args.singles, args.rounds, args.threads) < 1:
+        parser.error("numbers must be positive")
+    return args
+
+
+if __name__ == "__main__":
+    try:
+        run(arguments())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (glosses.MissingGlosses, psycopg.Error, ImportError, TimeoutError) as error:
+        sys.exit(f"error: {str(error).strip()}")

@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# Runs the benchmarks in a private cluster that is removed afterwards.
+#
+#   bench/run.sh                      both, with their defaults
+#   bench/run.sh embed [OPTION]...    embed.py
+#   bench/run.sh index [OPTION]...    index.py
+#
+# --save writes the report to bench/results-embed.md or results-index.md too.
+# scripts/bench.sh, or make bench, sets up and installs first.
+#
+#   PG_SIGHT_BENCH_VENV   a Python environment of yours with requirements.txt,
+#                         instead of one that is made in the cache
+
+. "$(dirname "$0")/../scripts/cluster.sh"
+
+BENCH=$REPO/bench
+WORDNET=$CACHE/bench/wordnet/usr/share/wordnet
+PEER_VENV=${PG_SIGHT_BENCH_VENV:-$CACHE/bench/venv}
+export PG_SIGHT_MINILM=${PG_SIGHT_MINILM:-$MINILM}
+
+get_wordnet() {
+    if [ -f /usr/share/wordnet/data.noun ]; then
+        WORDNET=/usr/share/wordnet
+    elif [ -f "$WORDNET/data.noun" ]; then
+        already "WordNet"
+    else
+        step wordnet "WordNet (6 MB)" download_wordnet
+    fi
+}
+
+download_wordnet() {
+    command -v apt-get >/dev/null ||
+        fail "WordNet's files are not in /usr/share/wordnet" "Put data.noun, .verb, .adj and .adv there."
+    local folder=$CACHE/bench/wordnet
+    rm -rf "$folder.new"
+    mkdir -p "$folder.new"
+    cd "$folder.new" || exit
+    # An index of packages may be absent, as in an image.
+    apt-get download wordnet-base || {
+        apt-get update
+        apt-get download wordnet-base
+    }
+    dpkg -x wordnet-base_*.deb .
+    rm -rf "$folder"
+    mv "$folder.new" "$folder"
+}
+
+get_peer() {
+    if [ -n "${PG_SIGHT_BENCH_VENV:-}" ] || cmp -s "$BENCH/requirements.txt" "$PEER_VENV/requirements.txt"; then
+        already "sentence-transformers"
+    else
+        step peer "sentence-transformers and torch (3 GB, 6 GB on disk)" make_peer
+    fi
+}
+
+make_peer() {
+    python3 -m venv --clear "$PEER_VENV"
+    "$PEER_VENV/bin/python" -m pip --disable-pip-version-check --no-input install -r "$BENCH/requirements.txt"
+    cp "$BENCH/requirements.txt" "$PEER_VENV/requirements.txt"
+}
+
+# The functions of cluster.sh work on the cluster that these variables name.
+make_cluster() {
+    choose_user
+    mkdir -p "$CACHE/bench"
+    DEMO_HOME=$(mktemp -d "$CACHE/bench/cluster.XXXXXX")
+    DATA=$DEMO_HOME/data
+    SERVER_LOG=$DEMO_HOME/server.log
+    SOCKET=/tmp/pg_sight-$(short_hash "$DEMO_HOME")
+    trap discard_cluster EXIT
+    trap 'exit 130' INT TERM
+    chmod a+rx "$CACHE/bench" "$DEMO_HOME"
+    [ "$IS_ROOT" = no ] || chown "$RUN_AS:" "$DEMO_HOME"
+    make_socket_folder
+    step bench-initdb "Private database cluster" create_cluster
+    as_user tee -a "$DATA/postgresql.conf" >/dev/null <<SETTINGS
+cluster_name = 'pg_sight bench'
+shared_buffers = 2GB
+# Nothing in the background while something is measured.
+autovacuum = off
+checkpoint_timeout = 1h
+max_wal_size = 8GB
+jit = off
+SETTINGS
+    step bench-cluster "Start the cluster" start_cluster
+    export PGHOST=$SOCKET PGUSER=postgres PGDATABASE=postgres
+}
+
+discard_cluster() {
+    if is_running; then
+        (stop_cluster) >/dev/null || true
+    fi
+    rm -rf "$DEMO_HOME" "$SOCKET"
+}
+
+# benchmark NAME PYTHON OPTION...
+benchmark() {
+    local name=$1 python=$2 option options=()
+    shift 2
+    for option; do
+        [ "$option" != --save ] || option=--save=$BENCH/results-$name.md
+        options+=("$option")
+    done
+    say "" "Benchmark $name" >&2
+    "$python" -B "$BENCH/$name.py" --wordnet "$WORDNET" "${options[@]}"
+}
+
+bench_embed() {
+    local python=$PEER_VENV/bin/python option
+    for option; do
+        [ "$option" != --without-peer ] || python=$PYTHON
+    done
+    [ "$python" = "$PYTHON" ] || get_peer >&2
+    benchmark embed "$python" "$@"
+}
+
+bench_index() { benchmark index "$PYTHON" --cache "$CACHE/bench" "$@"; }
+
+choose_postgres
+PYTHON=${PG_SIGHT_VENV:-$VENV}/bin/python
+case ${1:-} in
+embed | index) benchmarks=("$1") && shift ;;
+"" | -*) benchmarks=(embed index) ;;
+*) fail "there is no benchmark \"$1\"; there are embed and index" ;;
+esac
+# Standard output belongs to the reports.
+get_wordnet >&2
+make_cluster >&2
+for name in "${benchmarks[@]}"; do
+    "bench_$name" "$@"
+done
