@@ -88,20 +88,23 @@ class Watch:
         used = machine_cpu_seconds() - machine - (cpu_seconds(pids) - own)
         return result, max(used, 0.0) / seconds
 
-    def verdict(self):
-        """In words, what others did; begins with a warning if they did too much."""
+    def warning(self):
+        """What a report that could not get quiet must begin with; empty for others."""
         disturbed = sum(share > self.limit for share in self.shares)
-        text = (
+        if not disturbed:
+            return ""
+        return (
+            f"**NOT VALID as a comparison**: {disturbed} of {len(self.shares)} measurements were "
+            "disturbed by other processes, which do not slow all candidates equally."
+        )
+
+    def account(self):
+        """In words, what others did."""
+        return (
             f"other processes used {median(self.shares):.2f} cores (median of {len(self.shares)} "
             f"measurements, at most {max(self.shares):.2f}); {self.retaken} measurements were "
             f"taken again because others used more than {self.limit:.2f}"
         )
-        if disturbed:
-            text = (
-                f"**NOT VALID as a comparison**: {disturbed} of {len(self.shares)} measurements were "
-                f"disturbed, although slowed candidates are not slowed equally; {text}"
-            )
-        return text
 
 
 def add_watch_options(parser):
@@ -164,11 +167,13 @@ class Report:
         conditions = [
             *conditions,
             f"{processor()}, {cores} cores",
-            watch.verdict(),
+            watch.account(),
             f"load average of the last minute: {self.load_before:.1f} before, "
             f"{os.getloadavg()[0]:.1f} at the end (the benchmark's own work included)",
         ]
         self.add("Conditions:", "\n".join(f"- {condition}" for condition in conditions))
+        if watch.warning():
+            self.parts.insert(1, watch.warning())
         text = "\n\n".join(self.parts) + "\n"
         print(f"\n{text}", end="")
         if file:

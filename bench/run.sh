@@ -62,7 +62,6 @@ make_peer() {
 # The functions of cluster.sh work on the cluster that these variables name.
 make_cluster() {
     choose_user
-    mkdir -p "$CACHE/bench"
     DEMO_HOME=$(mktemp -d "$CACHE/bench/cluster.XXXXXX")
     DATA=$DEMO_HOME/data
     SERVER_LOG=$DEMO_HOME/server.log
@@ -82,7 +81,8 @@ checkpoint_timeout = 1h
 max_wal_size = 8GB
 jit = off
 SETTINGS
-    step bench-cluster "Start the cluster" start_cluster
+    # PostgreSQL must not hold the lock.
+    step bench-cluster "Start the cluster" start_cluster 8>&-
     export PGHOST=$SOCKET PGUSER=postgres PGDATABASE=postgres
 }
 
@@ -123,6 +123,13 @@ embed | index) benchmarks=("$1") && shift ;;
 "" | -*) benchmarks=(embed index) ;;
 *) fail "there is no benchmark \"$1\"; there are embed and index" ;;
 esac
+# Two at a time would disturb each other.
+mkdir -p "$CACHE/bench"
+exec 8>"$CACHE/bench/lock"
+flock -n 8 || {
+    say "Waiting for another benchmark to finish" >&2
+    flock 8
+}
 # Standard output belongs to the reports.
 get_wordnet >&2
 make_cluster >&2
