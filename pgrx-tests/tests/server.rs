@@ -100,7 +100,8 @@ fn many_sessions_start_one_server() {
     let cluster = Cluster::with_models();
     kill(server(&cluster, &mut cluster.client()), libc::SIGTERM);
     let servers: Vec<i32> = thread::scope(|scope| {
-        let sessions: Vec<_> = (0..8)
+        // More than there are worker slots.
+        let sessions: Vec<_> = (0..20)
             .map(|_| {
                 scope.spawn(|| {
                     let mut client = cluster.client();

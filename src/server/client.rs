@@ -1,6 +1,7 @@
 //! Requests of a backend to the server, which is started if it does not run.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,8 @@ use crate::gucs;
 
 /// Between attempts to reach a server that is starting.
 const RETRY: Duration = Duration::from_millis(10);
-/// Between looks whether a supervisor lives.
-const SUPERVISE: Duration = Duration::from_millis(500);
+/// Time that PostgreSQL gets to start a supervisor before it is asked again.
+const SUPERVISOR_START: Duration = Duration::from_secs(5);
 
 thread_local! {
     /// The connection kept between requests. It is taken out while a request
@@ -103,7 +104,7 @@ fn connect(deadline: Instant) -> Result<Connection, SqlError> {
     if let Some(connection) = kept.filter(|connection| !connection.is_stale()) {
         return Ok(connection);
     }
-    let mut supervised: Option<Instant> = None;
+    let mut starter = Starter::default();
     loop {
         match Connection::open() {
             Ok(connection) => return Ok(connection),
@@ -113,12 +114,7 @@ fn connect(deadline: Instant) -> Result<Connection, SqlError> {
                     io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
                 ) =>
             {
-                if supervised.is_none_or(|last| last.elapsed() >= SUPERVISE) {
-                    if !files::supervisor_is_running() {
-                        supervisor::start()?;
-                    }
-                    supervised = Some(Instant::now());
-                }
+                starter.ensure_supervisor()?;
                 fail_if_down_for_longer_than(deadline)?;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -129,6 +125,40 @@ fn connect(deadline: Instant) -> Result<Connection, SqlError> {
         if wait(Until::Elapsed, Some(deadline), RETRY) == Woken::TimedOut {
             return Err(with_last_error(unavailable()));
         }
+    }
+}
+
+/// What a backend has done to get a supervisor started.
+#[derive(Default)]
+struct Starter {
+    /// Held by the one of all waiting backends that asks for a supervisor.
+    lock: Option<File>,
+    asked: Option<Instant>,
+}
+
+impl Starter {
+    /// Has a supervisor started unless one lives or another backend sees to it.
+    fn ensure_supervisor(&mut self) -> Result<(), SqlError> {
+        if files::supervisor_is_running() {
+            self.lock = None;
+            return Ok(());
+        }
+        if self.lock.is_none() {
+            self.asked = None;
+            self.lock = files::lock_start().map_err(|error| {
+                unavailable().detail(format!("The run directory cannot be used: {error}."))
+            })?;
+        }
+        let due = self
+            .asked
+            .is_none_or(|asked| asked.elapsed() >= SUPERVISOR_START);
+        // Looked at again, since the last holder of the lock may have been
+        // successful in between.
+        if self.lock.is_some() && due && !files::supervisor_is_running() {
+            supervisor::start()?;
+            self.asked = Some(Instant::now());
+        }
+        Ok(())
     }
 }
 

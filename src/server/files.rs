@@ -18,6 +18,8 @@ pub const SOCKET: &str = "pgsql_tmp_pg_sight/server.sock";
 pub const SERVER_LOCK: &str = "pgsql_tmp_pg_sight/server.lock";
 /// Locked by the supervisor as long as it lives: elects one per cluster.
 const SUPERVISOR_LOCK: &str = "pgsql_tmp_pg_sight/supervisor.lock";
+/// Locked by the backend that is having a supervisor started.
+const START_LOCK: &str = "pgsql_tmp_pg_sight/start.lock";
 const STATE: &str = "pgsql_tmp_pg_sight/state.json";
 const STATE_NEW: &str = "pgsql_tmp_pg_sight/state.json.new";
 
@@ -83,15 +85,6 @@ pub fn read_state() -> Option<SupervisorState> {
     serde_json::from_slice(&std::fs::read(STATE).ok()?).ok()
 }
 
-fn open_supervisor_lock() -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(SUPERVISOR_LOCK)
-}
-
 fn whole_file(kind: i32) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
@@ -102,10 +95,15 @@ fn whole_file(kind: i32) -> libc::flock {
     }
 }
 
-/// Takes the supervisor's lock; `None` when another holds it. The lock belongs
-/// to the open file and ends with it, however the process ends.
-pub fn lock_supervisor() -> io::Result<Option<File>> {
-    let file = open_supervisor_lock()?;
+/// Takes the lock of a file; `None` when another holds it. The lock belongs to
+/// the open file and ends with it, however the process ends.
+fn try_lock(path: &str) -> io::Result<Option<File>> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
     let lock = whole_file(libc::F_WRLCK);
     // SAFETY: the descriptor is open and the lock description is initialised.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } == 0 {
@@ -115,6 +113,18 @@ pub fn lock_supervisor() -> io::Result<Option<File>> {
         error if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(None),
         error => Err(error),
     }
+}
+
+/// Elects the supervisor.
+pub fn lock_supervisor() -> io::Result<Option<File>> {
+    try_lock(SUPERVISOR_LOCK)
+}
+
+/// Elects the backend that has a supervisor started: if all that wait for one
+/// did, they would take all worker slots.
+pub fn lock_start() -> io::Result<Option<File>> {
+    create_run_directory()?;
+    try_lock(START_LOCK)
 }
 
 /// Whether a supervisor is alive. Only looks: never in the way of one that
