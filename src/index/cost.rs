@@ -41,10 +41,11 @@ pub(super) unsafe extern "C-unwind" fn amcostestimate(
         let info = &*(*path).indexinfo;
         *correlation = 0.0;
         *pages = f64::from(info.pages);
-        if (*path).indexorderbys.is_null() {
-            // The scan cannot do without an order. Infinity alone does not
-            // keep the planner off where everything else is disabled: since
-            // PostgreSQL 18 it compares the number of disabled nodes first.
+        if pg_sys::list_length((*path).indexorderbys) != 1 {
+            // The scan cannot do without an order, nor order equal distances
+            // by a second one. Infinity alone does not keep the planner off
+            // where everything else is disabled: since PostgreSQL 18 it
+            // compares the number of disabled nodes first.
             *startup_cost = f64::INFINITY;
             *total_cost = f64::INFINITY;
             *selectivity = 0.0;

@@ -99,14 +99,11 @@ fn raise_store_error(index: &str, error: &StoreError) -> ! {
 
 fn raise_faiss_error(index: &str, error: FaissError) -> ! {
     match error {
-        FaissError::Interrupted => {
-            pgrx::check_for_interrupts!();
-            Report::new(
-                PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
-                "canceling statement due to an interrupt",
-            )
-            .raise()
-        }
+        FaissError::Interrupted => Report::new(
+            PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+            format!("computation in index \"{index}\" was interrupted"),
+        )
+        .raise(),
         FaissError::OutOfMemory => Report::new(
             PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY,
             format!("out of memory in index \"{index}\""),

@@ -194,7 +194,7 @@ unsafe fn check_scan(scan: pg_sys::IndexScanDesc) {
     if scan.numberOfOrderBys != 1 {
         Report::new(
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            "cannot scan a faiss_ivf index without an order",
+            "a faiss_ivf index can be scanned in the order of one distance only",
         )
         .raise();
     }

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use ivf_store::{Block, META_BLOCK, Meta, PageStore, Tid, move_insert_block, vacuum_page};
 use pgrx::{pg_guard, pg_sys};
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 use super::report::OrRaise;
 use super::storage::RelationStore;
@@ -28,7 +29,8 @@ pub(super) unsafe extern "C-unwind" fn ambulkdelete(
         };
         let is_dead = |tid: Tid| {
             let mut pointer = item_pointer(tid);
-            callback(&mut pointer, callback_state)
+            // CREATE INDEX CONCURRENTLY collects rows here, which may fail.
+            pg_guard_ffi_boundary(|| callback(&mut pointer, callback_state))
         };
         let mut first_with_room: BTreeMap<u32, Block> = BTreeMap::new();
         let (mut live, mut removed) = (0.0, 0.0);

@@ -14,7 +14,7 @@ from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
-from tqdm import tqdm
+from progress import progress
 
 GENERATOR = Path(__file__).resolve().parents[1] / "demo-captioner"
 sys.path.insert(0, str(GENERATOR))
@@ -64,8 +64,7 @@ def main():
     # Ctrl-C is for this process; the drawing ones then end with it.
     with Pool(os.cpu_count(), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         drawn = pool.imap_unordered(partial(draw, args.folder), seeds, chunksize=4)
-        bar = "  {desc:<24}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt}, {rate_fmt}"
-        for _ in tqdm(drawn, "Draw product pictures", args.count, unit="pic", bar_format=bar):
+        for _ in progress(drawn, "Draw product pictures", args.count):
             pass
     truth = {str(seed): Product.sample(seed).caption for seed in seeds}
     (args.folder / "captions.json").write_text(json.dumps(truth, indent=1))

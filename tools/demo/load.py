@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import psycopg
-from tqdm import tqdm
+from progress import progress
 
 INSERT = """
     INSERT INTO product (image)
@@ -56,11 +56,10 @@ def insert_all(args, chunks, truth):
         )
 
     total = sum(map(len, chunks))
-    bar = "  {desc:<24}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt}, {rate_fmt}"
     right = 0
     with (
         ThreadPoolExecutor(args.connections) as pool,
-        tqdm(desc="Describe and embed in SQL", total=total, unit="pic", bar_format=bar) as progress,
+        progress(None, "Describe and embed in SQL", total) as bar,
     ):
         pending = {pool.submit(load, connect, chunk): chunk for chunk in chunks}
         try:
@@ -68,7 +67,7 @@ def insert_all(args, chunks, truth):
                 chunk = pending[done]
                 for file, (_, description) in zip(chunk, done.result(), strict=True):
                     right += matches(description, truth[file.stem])
-                progress.update(len(chunk))
+                bar.update(len(chunk))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

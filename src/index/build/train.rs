@@ -1,7 +1,7 @@
 //! From a table to the centroids of its index.
 
 use faiss_ivf::{KMeans, kmeans};
-use pgrx::{PgSqlErrorCode, pg_sys};
+use pgrx::{PgSqlErrorCode, check_for_interrupts, pg_sys};
 
 use super::progress::{self, Phase};
 use super::sample::Source;
@@ -84,7 +84,7 @@ unsafe fn cluster(source: &Source, lists: u32, sample: &[f32]) -> Training {
         &options,
         dimensions,
         sample,
-        &is_interrupted,
+        &handle_interrupts,
         &mut |iteration| progress::set_done(iteration as u64),
     );
     Training {
@@ -95,9 +95,11 @@ unsafe fn cluster(source: &Source, lists: u32, sample: &[f32]) -> Training {
     }
 }
 
-fn is_interrupted() -> bool {
-    // SAFETY: reads a flag that signal handlers of this backend set.
-    unsafe { std::ptr::read_volatile(&raw const pg_sys::InterruptPending) != 0 }
+/// Does what interrupts ask for. A cancel leaves as a panic, which k-means
+/// carries over the frames of FAISS; the others let the build go on.
+fn handle_interrupts() -> bool {
+    check_for_interrupts!();
+    false
 }
 
 /// How many rows may be sampled: half of `maintenance_work_mem` is for them,

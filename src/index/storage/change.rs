@@ -1,5 +1,5 @@
 use ivf_store::{Block, MAX_CHANGED_PAGES, PAGE_SIZE, PageBytes, PageChange, StoreError};
-use pgrx::pg_sys;
+use pgrx::{check_for_interrupts, pg_sys};
 
 use super::page::{LockedBuffer, PinnedBuffer};
 use super::{Logging, P_NEW, RelationStore};
@@ -26,7 +26,9 @@ pub(in crate::index) struct RelationChange<'a> {
 }
 
 impl<'a> RelationChange<'a> {
+    /// Takes interrupts first, for no page is locked yet.
     pub(super) fn begin(store: &'a RelationStore) -> Self {
+        check_for_interrupts!();
         let record = match store.logging {
             // SAFETY: the relation is open; the record ends in commit or drop,
             // or with the transaction.
