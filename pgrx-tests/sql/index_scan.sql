@@ -87,6 +87,9 @@ SET enable_bitmapscan = off;
 SELECT uses_index('SELECT id FROM point ORDER BY v <-> ''[1,1]'' LIMIT 10') AS by_distance,
        uses_index('SELECT count(v) FROM point WHERE grp = 1') AS without_order,
        uses_index('SELECT id FROM point ORDER BY v <#> ''[1,1]'' LIMIT 10') AS by_another_operator;
+-- equal distances can be ordered by a second one, but not by the index
+SELECT uses_index('SELECT id FROM point ORDER BY v <-> ''[1,1]'', v <-> ''[2,2]'' LIMIT 10') AS by_two_distances;
+SELECT v FROM point WHERE id < 1600 ORDER BY v <-> '[1,1]', v <-> '[2,1]' LIMIT 3;
 -- scans are counted
 SELECT pg_stat_force_next_flush();
 SELECT idx_scan > 0 AS counted FROM pg_stat_user_indexes WHERE indexrelname = 'point_v';
