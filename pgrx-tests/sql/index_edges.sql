@@ -43,6 +43,25 @@ INSERT INTO extreme VALUES (1, '[3e38,3e38]'), (2, '[1e-38,1e-38]'), (3, '[-3e38
 CREATE INDEX extreme_v ON extreme USING faiss_ivf (v vector_l2_ops);
 SELECT count(*) FROM (SELECT id FROM extreme ORDER BY v <-> '[1,1]') s;
 SELECT id FROM extreme ORDER BY v <-> '[1,1]' LIMIT 2;
+-- an inner product that overflows into a NaN is last, as in a sequential scan
+CREATE TABLE overflow (id int, v vector(16));
+INSERT INTO overflow SELECT 1, array_agg(3e38 * (-1) ^ i)::real[]::vector FROM generate_series(1, 16) i;
+INSERT INTO overflow VALUES (2, array_fill(1, ARRAY[16])::vector), (3, array_fill(-1, ARRAY[16])::vector);
+CREATE INDEX overflow_v ON overflow USING faiss_ivf (v vector_ip_ops);
+SELECT id, v <#> array_fill(3e38::real, ARRAY[16])::vector AS distance FROM overflow
+    ORDER BY v <#> array_fill(3e38::real, ARRAY[16])::vector;
+-- the few rows of a partial index lie in one of many blocks
+CREATE TABLE scattered (kind int, v vector(2), padding text);
+ALTER TABLE scattered ALTER padding SET STORAGE PLAIN;
+INSERT INTO scattered SELECT i / 2000, ARRAY[i % 7, i % 11]::vector, repeat('x', 4010 * (1 - i / 2000))
+    FROM generate_series(0, 2049) i;
+CREATE INDEX scattered_v ON scattered USING faiss_ivf (v vector_l2_ops) WITH (lists = 5) WHERE kind = 1;
+SET faiss_ivf.nprobe = 1;
+SET faiss_ivf.iterative_scan = off;
+SELECT count(*) BETWEEN 1 AND 49 AS reads_one_of_its_lists FROM
+    (SELECT 1 FROM scattered WHERE kind = 1 ORDER BY v <-> '[1,1]') s;
+RESET faiss_ivf.nprobe;
+RESET faiss_ivf.iterative_scan;
 -- definitions that are refused
 CREATE TABLE undeclared (v vector);
 CREATE INDEX ON undeclared USING faiss_ivf (v vector_l2_ops);

@@ -223,6 +223,68 @@ fn a_build_is_cancelled_at_once_and_shows_its_phases() {
 }
 
 #[test]
+fn a_build_goes_on_after_interrupts_that_do_not_cancel_it() {
+    let cluster = Cluster::start(&["client_connection_check_interval = 10ms"]);
+    let mut client = cluster.client();
+    client.batch_execute(TABLE).unwrap();
+    let more = "INSERT INTO item (v) SELECT sample_vector(i) FROM generate_series(3001, 20000) i";
+    client.batch_execute(more).unwrap();
+    let slow = INDEX.replace("lists = 30", "lists = 3000");
+    client.batch_execute(&slow).unwrap();
+    assert_eq!(assert_index_equals_table(&mut client), 20_000);
+}
+
+/// Lets the backend of `client` allocate no more than so much more. It asks for
+/// that itself, as it may not belong to whoever runs the tests.
+fn limit_memory(client: &mut Client, megabytes: u64) {
+    let pid: i32 = client
+        .query_one("SELECT pg_backend_pid()", &[])
+        .unwrap()
+        .get(0);
+    let sizes = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    let pages: u64 = sizes.split(' ').next().unwrap().parse().unwrap();
+    let limit = pages * 4096 + (megabytes << 20);
+    client
+        .batch_execute(&format!(
+            "COPY (SELECT 1) TO PROGRAM 'cat > /dev/null; prlimit --pid={pid} --as={limit}'"
+        ))
+        .unwrap();
+}
+
+#[test]
+fn a_lack_of_memory_is_an_error_of_the_statement_alone() {
+    let cluster = Cluster::start(&[]);
+    let mut client = cluster.client();
+    let tables = "
+        CREATE EXTENSION pg_sight CASCADE;
+        CREATE TABLE wide (v vector(1000));
+        ALTER TABLE wide ALTER v SET STORAGE EXTENDED;
+        INSERT INTO wide SELECT array_fill(i, ARRAY[1000])::vector FROM generate_series(1, 20000) i;
+        CREATE TABLE long (v vector(1));
+        INSERT INTO long SELECT ARRAY[i]::vector FROM generate_series(1, 1000000) i;
+        CREATE INDEX ON long USING faiss_ivf (v vector_l2_ops) WITH (lists = 1)";
+    client.batch_execute(tables).unwrap();
+    let build = "CREATE INDEX ON wide USING faiss_ivf (v vector_l2_ops) WITH (lists = 300)";
+    let scan = "SELECT v FROM long ORDER BY v <-> '[1]' LIMIT 1";
+    for (statement, megabytes) in [(build, 40), (scan, 8)] {
+        let mut limited = cluster.client();
+        limited
+            .batch_execute(
+                "SET maintenance_work_mem = '1GB'; SET enable_seqscan = off; SET jit = off",
+            )
+            .unwrap();
+        limited.batch_execute(&format!("EXPLAIN {scan}")).unwrap();
+        limit_memory(&mut limited, megabytes);
+        assert_eq!(sql_failure(limited.batch_execute(statement)).state, "53200");
+        assert!(limited.simple_query("SELECT 1").is_ok());
+        assert!(
+            client.simple_query("SELECT 1").is_ok(),
+            "no other session notices"
+        );
+    }
+}
+
+#[test]
 fn a_damaged_page_is_an_error_with_its_block_number() {
     let (cluster, mut client) = cluster_with_index();
     let path: String = client

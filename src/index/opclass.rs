@@ -63,11 +63,12 @@ impl OpClass {
         }
     }
 
-    /// The sort key of a FAISS distance: smaller is nearer. Where a sum has
-    /// overflowed into a NaN, it comes last, as PostgreSQL sorts it.
+    /// The sort key of a FAISS distance: smaller is nearer in the total
+    /// order. A NaN, into which a sum may overflow, is the last, as PostgreSQL
+    /// sorts it.
     pub fn key(&self, distance: f32) -> f32 {
         match self.metric() {
-            _ if distance.is_nan() => f32::INFINITY,
+            _ if distance.is_nan() => distance.abs(),
             Metric::L2 => distance,
             // The sum turns -0 into 0, so that equal distances have equal keys.
             Metric::InnerProduct => 0.0 - distance,

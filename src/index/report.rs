@@ -124,6 +124,16 @@ fn raise_faiss_error(index: &str, error: FaissError) -> ! {
     }
 }
 
+/// For what is allocated by the number of rows: Rust ends the process when
+/// other allocations fail, and that of a backend takes all sessions with it.
+pub(super) fn raise_out_of_memory(bytes: usize) -> ! {
+    Report::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory")
+        .detail(format!(
+            "A faiss_ivf index asked for {bytes} bytes and got none."
+        ))
+        .raise()
+}
+
 /// `reason` with a capital at its begin and a full stop at its end.
 fn sentence(reason: &str) -> String {
     let mut characters = reason.chars();

@@ -11,7 +11,7 @@ use pgrx::{PgMemoryContexts, PgSqlErrorCode, check_for_interrupts, pg_guard, pg_
 use super::cache;
 use super::opclass::OpClass;
 use super::options::{self, IterativeScan};
-use super::report::{OrRaise, Report};
+use super::report::{OrRaise, Report, raise_out_of_memory};
 use super::storage::RelationStore;
 
 /// A row that was found and not yet returned.
@@ -309,11 +309,16 @@ impl Progress {
         loop {
             check_for_interrupts!();
             let mut scanned = Ok(());
+            let mut has_room = true;
             let more = cursor.advance(store, self.layout, |page| {
                 distances.clear();
                 distances.resize(page.len(), 0.0);
                 if let Some(scanner) = &self.scanner {
                     scanned = scanner.scan(page.codes(), page.len(), distances);
+                }
+                has_room = found.try_reserve(page.len()).is_ok();
+                if !has_room {
+                    return;
                 }
                 for (entry, &distance) in distances.iter().enumerate() {
                     let key = self.opclass.key(distance);
@@ -323,6 +328,9 @@ impl Progress {
                     }
                 }
             });
+            if !has_room {
+                raise_out_of_memory(2 * found.len() * size_of::<Candidate>());
+            }
             // SAFETY: the caller's promise.
             unsafe {
                 scanned.or_raise(index);

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
 use ivf_store::{Block, META_BLOCK, Meta, PageStore, Tid, move_insert_block, vacuum_page};
-use pgrx::{pg_guard, pg_sys};
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+use pgrx::{pg_guard, pg_sys};
 
 use super::report::OrRaise;
 use super::storage::RelationStore;

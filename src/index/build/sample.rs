@@ -5,6 +5,7 @@
 use pgrx::{check_for_interrupts, pg_guard, pg_sys};
 
 use crate::index::opclass::OpClass;
+use crate::index::report::raise_out_of_memory;
 
 /// Blocks that are read to estimate the number of rows.
 const ESTIMATE_BLOCKS: u32 = 200;
@@ -13,6 +14,8 @@ const ESTIMATE_BLOCKS: u32 = 200;
 const MIN_SAMPLE_BLOCKS: f64 = 2000.0;
 /// A sample is drawn from so many times as many rows as it takes.
 const SPREAD: f64 = 2.0;
+/// The reservoir begins with room for so many rows.
+const MIN_RESERVED_ROWS: usize = 1024;
 const SEED: u64 = 0x5eed_f155_1bf5_2026;
 
 /// SplitMix64, by Steele, Lea and Flood ("Fast splittable pseudorandom number
@@ -66,7 +69,12 @@ impl Source {
         let mut counter = self.sample_of(0);
         // SAFETY: the caller's promise.
         unsafe {
-            let (read, blocks) = self.read_blocks(ESTIMATE_BLOCKS, &mut counter);
+            let (mut read, blocks) = self.read_blocks(ESTIMATE_BLOCKS, &mut counter);
+            // The rows of a partial index, or what deletes have left, may lie
+            // in few blocks.
+            if counter.seen == 0 && read < blocks {
+                (read, _) = self.read_blocks(blocks, &mut counter);
+            }
             match read {
                 0 => 0.0,
                 _ => counter.seen as f64 * f64::from(blocks) / f64::from(read),
@@ -75,18 +83,22 @@ impl Source {
     }
 
     /// Draws at most `capacity` vectors, `(rows, dimensions)`, from a table of
-    /// about `rows` rows.
+    /// about `rows` rows; fewer than `least` only if the table has no more.
     ///
     /// # Safety
     /// As for [`Self::estimate_rows`].
-    pub unsafe fn draw(&self, rows: f64, capacity: u64) -> Vec<f32> {
+    pub unsafe fn draw(&self, rows: f64, capacity: u64, least: u32) -> Vec<f32> {
         let mut sample = self.sample_of(capacity);
         // SAFETY: the caller's promise.
         unsafe {
             let blocks = f64::from(self.block_count());
             let wanted = blocks * SPREAD * capacity as f64 / rows.max(1.0);
             let wanted = wanted.max(MIN_SAMPLE_BLOCKS).min(blocks);
-            self.read_blocks(wanted.ceil() as u32, &mut sample);
+            let (read, blocks) = self.read_blocks(wanted.ceil() as u32, &mut sample);
+            if sample.seen < u64::from(least) && read < blocks {
+                sample = self.sample_of(capacity);
+                self.read_blocks(blocks, &mut sample);
+            }
         }
         sample.vectors
     }
@@ -122,7 +134,11 @@ impl Source {
     unsafe fn read_blocks(&self, wanted: u32, sample: &mut Sample) -> (u32, u32) {
         // SAFETY: the caller's promise.
         let blocks = unsafe { self.block_count() };
-        let wanted = wanted.min(blocks);
+        if wanted >= blocks {
+            // SAFETY: the caller's promise.
+            unsafe { self.read_range(0, blocks, sample) };
+            return (blocks, blocks);
+        }
         let mut random = Random(SEED ^ u64::from(wanted));
         let mut taken = 0;
         for block in 0..blocks {
@@ -131,24 +147,36 @@ impl Source {
             }
             taken += 1;
             check_for_interrupts!();
-            // SAFETY: the caller's promise; the callback gets the sample back.
-            unsafe {
-                pg_sys::table_index_build_range_scan(
-                    self.heap,
-                    self.index,
-                    self.info,
-                    false,
-                    true,
-                    false,
-                    block,
-                    1,
-                    Some(sample_row),
-                    std::ptr::from_mut(sample).cast(),
-                    std::ptr::null_mut(),
-                );
-            }
+            // SAFETY: the caller's promise.
+            unsafe { self.read_range(block, 1, sample) };
         }
         (taken, blocks)
+    }
+
+    /// Reads `count` blocks of the table from `first` on.
+    ///
+    /// # Safety
+    /// As for [`Self::estimate_rows`].
+    unsafe fn read_range(&self, first: u32, count: u32, sample: &mut Sample) {
+        if count == 0 {
+            return;
+        }
+        // SAFETY: the caller's promise; the callback gets the sample back.
+        unsafe {
+            pg_sys::table_index_build_range_scan(
+                self.heap,
+                self.index,
+                self.info,
+                false,
+                true,
+                false,
+                first,
+                count,
+                Some(sample_row),
+                std::ptr::from_mut(sample).cast(),
+                std::ptr::null_mut(),
+            );
+        }
     }
 }
 
@@ -198,10 +226,25 @@ impl Sample {
         self.seen += 1;
         let begin = place as usize * self.dimensions as usize;
         if begin == self.vectors.len() {
+            self.reserve();
             self.vectors.extend_from_slice(&self.scratch);
         } else {
             let end = begin + self.scratch.len();
             self.vectors[begin..end].copy_from_slice(&self.scratch);
+        }
+    }
+    /// Makes room for a row: twice as much as before, never more than the
+    /// capacity of the reservoir.
+    fn reserve(&mut self) {
+        let dimensions = self.dimensions as usize;
+        let len = self.vectors.len();
+        if self.vectors.capacity() - len >= dimensions {
+            return;
+        }
+        let most = self.capacity as usize * dimensions - len;
+        let more = len.max(MIN_RESERVED_ROWS * dimensions).min(most);
+        if self.vectors.try_reserve_exact(more).is_err() {
+            raise_out_of_memory((len + more) * size_of::<f32>());
         }
     }
 }

@@ -53,7 +53,7 @@ pub(super) unsafe fn train(source: &Source) -> Training {
             return Training::none();
         }
         let capacity = sample_capacity(source, wanted);
-        let sample = source.draw(expected, capacity);
+        let sample = source.draw(expected, capacity, wanted);
         let rows = sample.len() / source.dimensions as usize;
         let lists = wanted.min(rows as u32);
         if lists < wanted {
