@@ -25,8 +25,12 @@ use super::report::{OrRaise, Report};
 use super::storage::RelationStore;
 
 /// Rows that are assigned to lists in one call of FAISS: enough for an
-/// efficient matrix product, few enough to be cancelled between.
-const BATCH_ROWS: usize = 2048;
+/// efficient matrix product, no more than a cache holds.
+const MIN_BATCH_ROWS: usize = 64;
+const MAX_BATCH_ROWS: usize = 2048;
+/// Multiplications in such a call, which takes no interrupts: some tenths of a
+/// second.
+const BATCH_WORK: usize = 1 << 32;
 /// How many rows are written between two updates of the progress.
 const PROGRESS_STEP: u64 = 1024;
 
@@ -132,6 +136,7 @@ struct Assignment<'a> {
     tids: Vec<Tid>,
     lists: Vec<u32>,
     codes: Vec<u8>,
+    batch_rows: usize,
     indexed: u64,
 }
 
@@ -140,16 +145,20 @@ struct Assignment<'a> {
 /// # Safety
 /// The relations of `source` must be open and locked for building the index.
 unsafe fn assign_rows(source: &Source, training: &Training) -> (ListSort, Counts) {
-    let code_size = Codec::Flat.code_size(source.dimensions as usize);
+    let dimensions = source.dimensions as usize;
+    let code_size = Codec::Flat.code_size(dimensions);
+    let batch_rows =
+        (BATCH_WORK / (training.lists as usize * dimensions)).clamp(MIN_BATCH_ROWS, MAX_BATCH_ROWS);
     let mut assignment = Assignment {
         source,
         training,
         // SAFETY: the sort ends before this build does.
         sort: unsafe { ListSort::begin(code_size) },
-        vectors: Vec::with_capacity(BATCH_ROWS * source.dimensions as usize),
-        tids: Vec::with_capacity(BATCH_ROWS),
+        vectors: Vec::with_capacity(batch_rows * dimensions),
+        tids: Vec::with_capacity(batch_rows),
         lists: Vec::new(),
         codes: Vec::new(),
+        batch_rows,
         indexed: 0,
     };
     progress::begin(Phase::Assigning);
@@ -198,7 +207,7 @@ unsafe extern "C-unwind" fn assign_row(
             return;
         }
         assignment.tids.push(tid_of(tid));
-        if assignment.tids.len() == BATCH_ROWS {
+        if assignment.tids.len() == assignment.batch_rows {
             assignment.flush();
         }
     }
