@@ -3,8 +3,6 @@
 //! They are declared by hand and not through `#[pg_extern]`, because they
 //! return [`SqlError`] with SQLSTATEs of their own, see `error`.
 
-use std::cell::RefCell;
-
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 
 use crate::error::SqlError;
@@ -40,7 +38,7 @@ impl Call {
 
     /// What this place of the query kept from its last call, or a new `T`. It
     /// lives as long as the prepared expression: one execution of a statement.
-    pub fn site<T: Default>(&self) -> &RefCell<T> {
+    pub fn site<T: Default>(&self) -> &T {
         // SAFETY: fn_extra belongs to this function alone and holds null or the
         // T that was stored here; fn_mcxt lives exactly as long as flinfo and
         // drops the T with itself.
@@ -48,11 +46,9 @@ impl Call {
             let flinfo = (*self.fcinfo).flinfo;
             if (*flinfo).fn_extra.is_null() {
                 let mut context = pgrx::PgMemoryContexts::For((*flinfo).fn_mcxt);
-                (*flinfo).fn_extra = context
-                    .leak_and_drop_on_delete(RefCell::new(T::default()))
-                    .cast();
+                (*flinfo).fn_extra = context.leak_and_drop_on_delete(T::default()).cast();
             }
-            &*(*flinfo).fn_extra.cast::<RefCell<T>>()
+            &*(*flinfo).fn_extra.cast::<T>()
         }
     }
 

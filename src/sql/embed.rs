@@ -1,5 +1,7 @@
 //! `embed` and `embed_batch`.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 use pgrx::pg_sys;
 use sight_protocol::{ModelRef, ModelTask, Request, Response, parse_embeddings};
@@ -37,7 +39,7 @@ fn embed(call: &Call) -> SqlResult {
     };
     let model = registry::model_name(call.argument(1), ModelTask::Embed);
     let key = CallKey { model, text };
-    let site = call.site::<CallSite>();
+    let site = call.site::<RefCell<CallSite>>();
     if let Some((last, embedding)) = &site.borrow().last
         && *last == key
     {

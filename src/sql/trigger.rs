@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, CString};
 
+use once_cell::unsync::OnceCell;
 use pgrx::{FromDatum, pg_sys};
 use sight_protocol::ModelTask;
 
@@ -51,26 +52,28 @@ enum Plan {
 
 fn describe_trigger(call: &Call) -> SqlResult {
     let (rows, arguments) = called_rightly(call)?;
-    let columns = columns(rows.relation, &arguments)?;
-    let tuple = match plan(&rows, &columns) {
+    // A statement calls its trigger for one table only, with the same arguments.
+    let site = call.site::<OnceCell<Columns>>();
+    let columns = site.get_or_try_init(|| columns(rows.relation, &arguments))?;
+    let tuple = match plan(&rows, columns) {
         Plan::Keep => rows.new,
-        Plan::Clear => replace(&rows, &columns, None, None),
+        Plan::Clear => replace(&rows, columns, None, None),
         Plan::Describe(image) => {
             let model = registry::model_name(None, ModelTask::Describe);
             let description = describe::describe_image(call.function(), &model, &image)?;
-            let embedding = embedding(call, &columns, &description)?;
+            let embedding = embedding(call, columns, &description)?;
             replace(
                 &rows,
-                &columns,
+                columns,
                 Some(vector::text_datum(&description)),
                 Some(embedding),
             )
         }
         Plan::Embed(description) => {
-            let embedding = embedding(call, &columns, &description)?;
+            let embedding = embedding(call, columns, &description)?;
             replace(
                 &rows,
-                &columns,
+                columns,
                 Some(vector::text_datum(&description)),
                 Some(embedding),
             )
