@@ -21,7 +21,7 @@ else
 fi
 if command -v shellcheck >/dev/null; then
     say "" "shellcheck"
-    shellcheck -x scripts/*.sh .ci/run
+    shellcheck -x scripts/*.sh bench/run.sh .ci/run
 else
     say "" "shellcheck: not installed, left out"
 fi
