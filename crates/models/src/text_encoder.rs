@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::bert::{BertConfig, BertEncoder};
+use crate::bert::{BertConfig, BertEncoder, Family};
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged, unsupported};
@@ -61,10 +61,9 @@ struct TransformerConfig {
 
 impl EncoderPlan {
     /// Reads and checks all configuration files. Errors name the file.
-    pub(crate) fn read(directory: &ModelDirectory) -> Result<Self, ModelError> {
+    pub(crate) fn read(directory: &ModelDirectory, family: Family) -> Result<Self, ModelError> {
         let (pooling_path, normalize) = read_modules(directory)?;
-        let config: BertConfig = directory.json("config.json")?;
-        config.check()?;
+        let config = BertConfig::read(directory, family)?;
         let pooling_file = format!("{pooling_path}/config.json");
         let pooling: Value = directory.json(&pooling_file)?;
         let pooling = PoolingModes::parse(&pooling, &pooling_file, config.hidden_size)?;
@@ -78,8 +77,8 @@ impl EncoderPlan {
         let max_tokens = transformer
             .max_seq_length
             .or(tokenizer_config.max_tokens())
-            .unwrap_or(config.max_position_embeddings)
-            .min(config.max_position_embeddings);
+            .unwrap_or(usize::MAX)
+            .min(config.max_tokens());
         tokenizer::truncate(&mut tokenizer, max_tokens)?;
         let vocabulary = tokenizer.get_vocab_size(true);
         if vocabulary > config.vocab_size {

@@ -313,6 +313,10 @@ fn model_info(summary: ModelSummary) -> ModelInfo {
         architecture: match summary.architecture {
             sight_models::Architecture::Bert => Architecture::Bert,
             sight_models::Architecture::Blip => Architecture::Blip,
+            sight_models::Architecture::DistilBert => Architecture::DistilBert,
+            sight_models::Architecture::MpNet => Architecture::MpNet,
+            sight_models::Architecture::Roberta => Architecture::Roberta,
+            sight_models::Architecture::XlmRoberta => Architecture::XlmRoberta,
         },
         dimensions: summary.dimensions.map(as_u32),
         parameters: summary.parameters,
