@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sight_models::{
-    Captioner, Device, GenerationOverrides, ImageLimits, Model, ModelSummary, TextEncoder,
+    Captioner, Device, GenerationOverrides, ImageLimits, Model, ModelSummary, PromptKind,
+    TextEncoder,
 };
 use sight_protocol::{
     Architecture, EmbeddingBatch, ErrorReply, Frame, GenerationOptions, Limits, MAX_FRAME_BYTES,
@@ -233,7 +234,8 @@ impl Service {
         };
         let vectors = pipeline
             .run(texts, |encoder, text| {
-                encoder.tokenize(text).map_err(error::from_model)
+                let tokens = encoder.tokenize(text, PromptKind::Default);
+                tokens.map_err(error::from_model)
             })
             .await?;
         let batch = EmbeddingBatch {
