@@ -18,6 +18,7 @@ mod linear;
 mod load;
 mod ops;
 mod pooling;
+mod prompts;
 mod text_encoder;
 mod tokenizer;
 
@@ -28,4 +29,5 @@ pub use error::{ErrorKind, ModelError};
 pub use generation::{GenerationConfig, GenerationOverrides};
 pub use image::{ImageLimits, Pixels};
 pub use load::{Architecture, Model, ModelSummary, Task, inspect, load, revision};
+pub use prompts::PromptKind;
 pub use text_encoder::{TextEncoder, Tokens};

@@ -5,6 +5,7 @@ use std::path::Path;
 use candle_core::Device;
 use serde::Deserialize;
 
+use crate::bert::Family;
 use crate::blip::{Captioner, CaptionerPlan};
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::ModelError;
@@ -25,7 +26,21 @@ pub enum Task {
 pub enum Architecture {
     Bert,
     Blip,
+    DistilBert,
+    MpNet,
+    Roberta,
+    XlmRoberta,
 }
+
+/// Every architecture with its `model_type` in `config.json`.
+const MODEL_TYPES: [(&str, Architecture); 6] = [
+    ("bert", Architecture::Bert),
+    ("blip", Architecture::Blip),
+    ("distilbert", Architecture::DistilBert),
+    ("mpnet", Architecture::MpNet),
+    ("roberta", Architecture::Roberta),
+    ("xlm-roberta", Architecture::XlmRoberta),
+];
 
 /// What is known of a model without loading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,17 +77,39 @@ struct AnyConfig {
     model_type: Option<String>,
 }
 
-impl Plan {
+impl Architecture {
+    /// The architecture that `config.json` names.
     fn read(directory: &ModelDirectory) -> Result<Self, ModelError> {
         const FILE: &str = "config.json";
         let config: AnyConfig = directory.json(FILE)?;
-        match config.model_type.as_deref() {
-            Some("bert") => Ok(Self::Encoder(Box::new(EncoderPlan::read(directory)?))),
-            Some("blip") => Ok(Self::Captioner(Box::new(CaptionerPlan::read(directory)?))),
-            Some(other) => Err(unsupported(FILE, format!("Its model_type is \"{other}\"."))
-                .with_hint("Supported model types are \"bert\" and \"blip\".")),
-            None => Err(damaged(FILE, "It has no model_type.")),
-        }
+        let Some(model_type) = config.model_type else {
+            return Err(damaged(FILE, "It has no model_type."));
+        };
+        let known = MODEL_TYPES.iter().find(|(name, _)| *name == model_type);
+        known.map(|(_, architecture)| *architecture).ok_or_else(|| {
+            let names: Vec<String> = MODEL_TYPES
+                .iter()
+                .map(|(name, _)| format!("\"{name}\""))
+                .collect();
+            unsupported(FILE, format!("Its model_type is \"{model_type}\"."))
+                .with_hint(format!("Supported model types are {}.", names.join(", ")))
+        })
+    }
+}
+
+impl Plan {
+    fn read(directory: &ModelDirectory, architecture: Architecture) -> Result<Self, ModelError> {
+        let family = match architecture {
+            Architecture::Blip => {
+                return Ok(Self::Captioner(Box::new(CaptionerPlan::read(directory)?)));
+            }
+            Architecture::Bert => Family::Bert,
+            Architecture::DistilBert => Family::DistilBert,
+            Architecture::MpNet => Family::MpNet,
+            Architecture::Roberta | Architecture::XlmRoberta => Family::Roberta,
+        };
+        let plan = EncoderPlan::read(directory, family)?;
+        Ok(Self::Encoder(Box::new(plan)))
     }
 
     fn specs(&self, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
@@ -83,12 +120,28 @@ impl Plan {
     }
 }
 
-fn open(directory: &Path) -> Result<(ModelDirectory, Plan, Checkpoint), ModelError> {
-    let directory = ModelDirectory::open(directory)?;
-    let plan = Plan::read(&directory)?;
-    let checkpoint = Checkpoint::open(&directory)?;
-    checkpoint.check(&plan.specs(&checkpoint))?;
-    Ok((directory, plan, checkpoint))
+/// A model's files, read and checked but for the weights.
+struct Opened {
+    directory: ModelDirectory,
+    architecture: Architecture,
+    plan: Plan,
+    checkpoint: Checkpoint,
+}
+
+impl Opened {
+    fn new(directory: &Path) -> Result<Self, ModelError> {
+        let directory = ModelDirectory::open(directory)?;
+        let architecture = Architecture::read(&directory)?;
+        let plan = Plan::read(&directory, architecture)?;
+        let checkpoint = Checkpoint::open(&directory)?;
+        checkpoint.check(&plan.specs(&checkpoint))?;
+        Ok(Self {
+            directory,
+            architecture,
+            plan,
+            checkpoint,
+        })
+    }
 }
 
 /// Reads the configuration and checks that all files are present and whole and
@@ -99,17 +152,17 @@ fn open(directory: &Path) -> Result<(ModelDirectory, Plan, Checkpoint), ModelErr
 /// for damage, [`ErrorKind::NotSupported`](crate::ErrorKind::NotSupported) for
 /// models of other kinds.
 pub fn inspect(directory: &Path) -> Result<ModelSummary, ModelError> {
-    let (directory, plan, checkpoint) = open(directory)?;
-    let (task, architecture, dimensions) = match &plan {
-        Plan::Encoder(plan) => (Task::Embed, Architecture::Bert, Some(plan.dimensions())),
-        Plan::Captioner(_) => (Task::Describe, Architecture::Blip, None),
+    let opened = Opened::new(directory)?;
+    let (task, dimensions) = match &opened.plan {
+        Plan::Encoder(plan) => (Task::Embed, Some(plan.dimensions())),
+        Plan::Captioner(_) => (Task::Describe, None),
     };
     Ok(ModelSummary {
         task,
-        architecture,
+        architecture: opened.architecture,
         dimensions,
-        parameters: checkpoint.parameters(),
-        revision: directory.revision()?,
+        parameters: opened.checkpoint.parameters(),
+        revision: opened.directory.revision()?,
     })
 }
 
@@ -123,7 +176,9 @@ pub fn revision(directory: &Path) -> Result<String, ModelError> {
 
 /// Loads a model onto a device, in 32-bit floats. Errors as [`inspect`].
 pub fn load(directory: &Path, device: &Device) -> Result<Model, ModelError> {
-    let (_, plan, checkpoint) = open(directory)?;
+    let Opened {
+        plan, checkpoint, ..
+    } = Opened::new(directory)?;
     Ok(match plan {
         Plan::Encoder(plan) => Model::Encoder(TextEncoder::read(plan, &checkpoint, device)?),
         Plan::Captioner(plan) => Model::Captioner(Captioner::read(plan, &checkpoint, device)?),

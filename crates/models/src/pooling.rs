@@ -20,9 +20,14 @@ enum PoolingMode {
     LastToken,
 }
 
-/// The poolings of a model: their results lie beside each other.
+/// The pooling of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PoolingModes(Vec<PoolingMode>);
+pub(crate) struct Pooling {
+    /// Their results lie beside each other.
+    modes: Vec<PoolingMode>,
+    /// Whether the tokens of a prompt are pooled too.
+    pub(crate) include_prompt: bool,
+}
 
 /// Names as in `pooling_mode`, the older flag of each, and the mode; in the
 /// order in which sentence-transformers joins the results of several flags.
@@ -43,7 +48,7 @@ const MODES: [(&str, &str, Option<PoolingMode>); 6] = [
     ),
 ];
 
-impl PoolingModes {
+impl Pooling {
     /// Reads the configuration of a pooling module; `hidden_size` is what the
     /// transformer before it gives.
     pub(crate) fn parse(
@@ -84,21 +89,30 @@ impl PoolingModes {
             .map(|name| find(name, file))
             .collect::<Result<Vec<_>, _>>()?;
         // No mode at all is the mean, as in sentence-transformers.
-        Ok(Self(if modes.is_empty() {
+        let modes = if modes.is_empty() {
             vec![PoolingMode::Mean]
         } else {
             modes
-        }))
+        };
+        let include_prompt = match config.get("include_prompt") {
+            None => true,
+            Some(Value::Bool(include)) => *include,
+            Some(other) => return Err(damaged(file, format!("Its include_prompt is {other}."))),
+        };
+        Ok(Self {
+            modes,
+            include_prompt,
+        })
     }
 
     pub(crate) fn dimensions(&self, hidden_size: usize) -> usize {
-        self.0.len() * hidden_size
+        self.modes.len() * hidden_size
     }
 
     /// Pools the vectors of one text: `tokens` is (tokens, width), with at least one.
     pub(crate) fn pool(&self, tokens: &[f32], width: usize) -> Vec<f32> {
         let mut vector = Vec::with_capacity(self.dimensions(width));
-        for mode in &self.0 {
+        for mode in &self.modes {
             vector.extend(mode.pool(tokens, width));
         }
         vector
@@ -171,7 +185,7 @@ mod tests {
     const TOKENS: [f32; 6] = [1.0, -4.0, 3.0, 2.0, -1.0, -1.0];
 
     fn pool(config: Value) -> Vec<f32> {
-        PoolingModes::parse(&config, "1_Pooling/config.json", 2)
+        Pooling::parse(&config, "1_Pooling/config.json", 2)
             .unwrap()
             .pool(&TOKENS, 2)
     }
@@ -208,7 +222,7 @@ mod tests {
     #[test]
     fn what_is_unknown_or_contradicts_is_an_error() {
         let kind = |config: Value| {
-            PoolingModes::parse(&config, "1_Pooling/config.json", 2)
+            Pooling::parse(&config, "1_Pooling/config.json", 2)
                 .unwrap_err()
                 .kind
         };
@@ -219,6 +233,7 @@ mod tests {
             ErrorKind::NotSupported
         );
         assert_eq!(kind(json!({"pooling_mode": 3})), ErrorKind::ModelInvalid);
+        assert_eq!(kind(json!({"include_prompt": 1})), ErrorKind::ModelInvalid);
         let wrong = json!({"word_embedding_dimension": 3});
         assert_eq!(kind(wrong), ErrorKind::ModelInvalid);
     }

@@ -5,17 +5,20 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::bert::{BertConfig, BertEncoder};
+use crate::bert::{BertConfig, BertEncoder, Family};
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged, unsupported};
-use crate::pooling::{PoolingModes, normalize};
+use crate::pooling::{Pooling, normalize};
+use crate::prompts::{PromptKind, Prompts};
 use crate::tokenizer;
 
-/// A text as token ids, special tokens included.
+/// A text as token ids, prompt and special tokens included.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokens {
     ids: Vec<u32>,
+    /// How many at the beginning are not pooled.
+    unpooled: usize,
 }
 
 impl Tokens {
@@ -37,9 +40,10 @@ impl Tokens {
 #[derive(Debug)]
 pub(crate) struct EncoderPlan {
     config: BertConfig,
-    pooling: PoolingModes,
+    pooling: Pooling,
     normalize: bool,
     max_tokens: usize,
+    prompts: Prompts,
     tokenizer: Tokenizer,
 }
 
@@ -61,13 +65,12 @@ struct TransformerConfig {
 
 impl EncoderPlan {
     /// Reads and checks all configuration files. Errors name the file.
-    pub(crate) fn read(directory: &ModelDirectory) -> Result<Self, ModelError> {
+    pub(crate) fn read(directory: &ModelDirectory, family: Family) -> Result<Self, ModelError> {
         let (pooling_path, normalize) = read_modules(directory)?;
-        let config: BertConfig = directory.json("config.json")?;
-        config.check()?;
+        let config = BertConfig::read(directory, family)?;
         let pooling_file = format!("{pooling_path}/config.json");
         let pooling: Value = directory.json(&pooling_file)?;
-        let pooling = PoolingModes::parse(&pooling, &pooling_file, config.hidden_size)?;
+        let pooling = Pooling::parse(&pooling, &pooling_file, config.hidden_size)?;
         let transformer: TransformerConfig = directory
             .optional_json("sentence_bert_config.json")?
             .unwrap_or_default();
@@ -78,8 +81,8 @@ impl EncoderPlan {
         let max_tokens = transformer
             .max_seq_length
             .or(tokenizer_config.max_tokens())
-            .unwrap_or(config.max_position_embeddings)
-            .min(config.max_position_embeddings);
+            .unwrap_or(usize::MAX)
+            .min(config.max_tokens());
         tokenizer::truncate(&mut tokenizer, max_tokens)?;
         let vocabulary = tokenizer.get_vocab_size(true);
         if vocabulary > config.vocab_size {
@@ -96,6 +99,7 @@ impl EncoderPlan {
             pooling,
             normalize,
             max_tokens,
+            prompts: Prompts::read(directory, &tokenizer)?,
             tokenizer,
         })
     }
@@ -178,10 +182,18 @@ impl TextEncoder {
         self.plan.max_tokens
     }
 
-    /// Tokenizes one text, truncated to [`TextEncoder::max_tokens`]. An empty text
-    /// gives just the special tokens.
-    pub fn tokenize(&self, text: &str) -> Result<Tokens, ModelError> {
-        let ids = tokenizer::encode(&self.plan.tokenizer, text)?;
+    /// Tokenizes one text behind the model's prompt for texts of this kind,
+    /// truncated to [`TextEncoder::max_tokens`]. An empty text gives just the
+    /// prompt and the special tokens.
+    ///
+    /// Errors: [`ErrorKind::ModelInvalid`] where this leaves nothing to pool.
+    pub fn tokenize(&self, text: &str, kind: PromptKind) -> Result<Tokens, ModelError> {
+        let prompt = self.plan.prompts.of(kind);
+        let ids = if prompt.text.is_empty() {
+            tokenizer::encode(&self.plan.tokenizer, text)?
+        } else {
+            tokenizer::encode(&self.plan.tokenizer, &format!("{}{text}", prompt.text))?
+        };
         if ids.is_empty() {
             return Err(ModelError::new(
                 ErrorKind::ModelInvalid,
@@ -189,7 +201,22 @@ impl TextEncoder {
             )
             .with_detail("Its tokenizer.json adds no special tokens to a text."));
         }
-        Ok(Tokens { ids })
+        let unpooled = if self.plan.pooling.include_prompt {
+            0
+        } else {
+            prompt.tokens
+        };
+        if unpooled >= ids.len() {
+            return Err(ModelError::new(
+                ErrorKind::ModelInvalid,
+                "prompt of the model leaves no tokens of the text",
+            )
+            .with_detail(format!(
+                "The prompt takes {unpooled} tokens and is not pooled, but there are only {}.",
+                ids.len()
+            )));
+        }
+        Ok(Tokens { ids, unpooled })
     }
 
     /// Embeds a batch: a vector of [`TextEncoder::dimensions`] for each text, in
@@ -208,10 +235,11 @@ impl TextEncoder {
         let hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
         let mut rest = hidden.as_slice();
         let mut vectors = Vec::with_capacity(batch.len());
-        for length in lengths {
-            let (tokens, after) = rest.split_at(length * width);
+        for tokens in batch {
+            let (states, after) = rest.split_at(tokens.len() * width);
             rest = after;
-            let mut vector = self.plan.pooling.pool(tokens, width);
+            let pooled = &states[tokens.unpooled * width..];
+            let mut vector = self.plan.pooling.pool(pooled, width);
             if self.plan.normalize {
                 normalize(&mut vector);
             }

@@ -105,6 +105,12 @@ pub(crate) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, Mode
     Ok(encoding.get_ids().to_vec())
 }
 
+/// Whether a token is none of the text's own, such as the one that ends it.
+pub(crate) fn is_special(tokenizer: &Tokenizer, id: u32) -> bool {
+    let added = tokenizer.get_added_tokens_decoder();
+    added.get(&id).is_some_and(|token| token.special)
+}
+
 /// The text of token ids without the special tokens, as `decode` of
 /// transformers gives it.
 pub(crate) fn decode(

@@ -221,6 +221,36 @@ fn a_batch_gives_what_single_pictures_give() {
 }
 
 #[test]
+fn sampled_captions_repeat_with_their_seed_in_any_batch() {
+    let captioner = captioner();
+    let samples = Goldens::read("samples/samples.json");
+    let pixels = samples.pixels(&captioner);
+    let images = encode(&captioner, &pixels);
+    let sampled = |seed, top_k| GenerationOverrides {
+        do_sample: Some(true),
+        temperature: Some(4.0),
+        top_k: Some(top_k),
+        seed: Some(seed),
+        ..beams(1)
+    };
+    let captions = generate(&captioner, &images, None, &sampled(1, 0));
+    assert_eq!(
+        generate(&captioner, &images, None, &sampled(1, 0)),
+        captions
+    );
+    assert_ne!(
+        generate(&captioner, &images, None, &sampled(2, 0)),
+        captions
+    );
+    let alone = encode(&captioner, &pixels[3..4]);
+    let alone = generate(&captioner, &alone, None, &sampled(1, 0));
+    assert_eq!(alone[0], captions[3]);
+    let greedy = generate(&captioner, &images, None, &beams(1));
+    assert_ne!(captions, greedy);
+    assert_eq!(generate(&captioner, &images, None, &sampled(1, 1)), greedy);
+}
+
+#[test]
 fn pixels_are_those_of_the_image_processor() {
     let captioner = captioner();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sample_pixels.json");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sight_models::{Device, ErrorKind, Model, load, set_threads};
+use sight_models::{Device, ErrorKind, Model, PromptKind, load, set_threads};
 
 #[test]
 fn threads_are_set_once_and_compute() {
@@ -14,7 +14,7 @@ fn threads_are_set_once_and_compute() {
     let Ok(Model::Encoder(encoder)) = load(&tiny, &Device::Cpu) else {
         panic!("the tiny model is an encoder");
     };
-    let tokens = encoder.tokenize("a red shoe").unwrap();
+    let tokens = encoder.tokenize("a red shoe", PromptKind::Default).unwrap();
     let many = vec![&tokens; 600];
     let vectors = encoder.encode(&many).unwrap();
     assert!(vectors.iter().all(|vector| vector == &vectors[0]));

@@ -140,6 +140,11 @@ impl ModelTask {
 pub enum Architecture {
     Bert,
     Blip,
+    DistilBert,
+    MpNet,
+    Roberta,
+    #[serde(rename = "xlm-roberta")]
+    XlmRoberta,
 }
 
 impl Architecture {
@@ -148,6 +153,10 @@ impl Architecture {
         match self {
             Self::Bert => "bert",
             Self::Blip => "blip",
+            Self::DistilBert => "distilbert",
+            Self::MpNet => "mpnet",
+            Self::Roberta => "roberta",
+            Self::XlmRoberta => "xlm-roberta",
         }
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sight_models::{
-    Captioner, Device, GenerationOverrides, ImageLimits, Model, ModelSummary, TextEncoder,
+    Captioner, Device, GenerationOverrides, ImageLimits, Model, ModelSummary, PromptKind,
+    TextEncoder,
 };
 use sight_protocol::{
     Architecture, EmbeddingBatch, ErrorReply, Frame, GenerationOptions, Limits, MAX_FRAME_BYTES,
@@ -233,7 +234,8 @@ impl Service {
         };
         let vectors = pipeline
             .run(texts, |encoder, text| {
-                encoder.tokenize(text).map_err(error::from_model)
+                let tokens = encoder.tokenize(text, PromptKind::Default);
+                tokens.map_err(error::from_model)
             })
             .await?;
         let batch = EmbeddingBatch {
@@ -313,6 +315,10 @@ fn model_info(summary: ModelSummary) -> ModelInfo {
         architecture: match summary.architecture {
             sight_models::Architecture::Bert => Architecture::Bert,
             sight_models::Architecture::Blip => Architecture::Blip,
+            sight_models::Architecture::DistilBert => Architecture::DistilBert,
+            sight_models::Architecture::MpNet => Architecture::MpNet,
+            sight_models::Architecture::Roberta => Architecture::Roberta,
+            sight_models::Architecture::XlmRoberta => Architecture::XlmRoberta,
         },
         dimensions: summary.dimensions.map(as_u32),
         parameters: summary.parameters,

@@ -1,21 +1,29 @@
-//! The encoder of BERT over packed sequences: the tokens of a batch lie behind
-//! each other and no padding is computed.
+//! The encoder of BERT and its relatives over packed sequences: the tokens of a
+//! batch lie behind each other and no padding is computed.
 
 use candle_core::{Device, Result, Tensor};
 
 use crate::bert::BertConfig;
+use crate::bert::distance::distance_bias;
+use crate::bert::family::LayerNames;
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::ops::{NormParameters, add_layer_norm, bias_gelu, layer_norm, packed_attention};
+use crate::ops::{
+    DistanceBias, NormParameters, Packing, add_layer_norm, bias_gelu, layer_norm, packed_attention,
+};
 
-/// Embeddings and layers of a BERT model, without its pooler.
+/// Embeddings and layers of a model, without its pooler.
 #[derive(Debug)]
 pub(crate) struct BertEncoder {
     /// (vocabulary, hidden).
     words: Tensor,
     /// (positions, hidden), with the embedding of token type 0 added.
     positions: Tensor,
+    /// As in [`BertConfig`].
+    padding: Option<u32>,
+    /// What all layers add to the scores of their attention.
+    distances: Option<DistanceBias>,
     norm: NormParameters,
     layers: Vec<Layer>,
     heads: usize,
@@ -30,15 +38,6 @@ struct Layer {
     intermediate: Linear,
     output: Linear,
     output_norm: NormParameters,
-}
-
-/// Checkpoints of `BertModel` have plain names; those of heads have this prefix.
-fn prefix(checkpoint: &Checkpoint) -> &'static str {
-    if checkpoint.contains("bert.embeddings.word_embeddings.weight") {
-        "bert."
-    } else {
-        ""
-    }
 }
 
 /// The tensors of a layer normalisation called `name`.
@@ -65,25 +64,50 @@ pub(crate) fn read_norm(
     Ok(NormParameters::new(&scale, &shift, bias, epsilon)?)
 }
 
+/// Names and shapes of the tables that are not part of a layer: words,
+/// positions, types and distances, the last two where there are any.
+struct Tables {
+    words: TensorSpec,
+    positions: TensorSpec,
+    types: Option<TensorSpec>,
+    distances: Option<TensorSpec>,
+}
+
+impl Tables {
+    fn new(config: &BertConfig, prefix: &str) -> Self {
+        let embedding = |name: &str, rows: usize| {
+            let name = format!("{prefix}embeddings.{name}_embeddings.weight");
+            TensorSpec::new(name, [rows, config.hidden_size])
+        };
+        Self {
+            words: embedding("word", config.vocab_size),
+            positions: embedding("position", config.max_position_embeddings),
+            types: (config.type_vocab_size > 0)
+                .then(|| embedding("token_type", config.type_vocab_size)),
+            distances: (config.distance_buckets > 0).then(|| {
+                let name = format!("{prefix}encoder.relative_attention_bias.weight");
+                let shape = [config.distance_buckets, config.num_attention_heads];
+                TensorSpec::new(name, shape)
+            }),
+        }
+    }
+}
+
+fn embeddings_norm(prefix: &str) -> String {
+    format!("{prefix}embeddings.LayerNorm")
+}
+
 impl BertEncoder {
     /// All tensors that [`BertEncoder::read`] reads.
     pub(crate) fn specs(config: &BertConfig, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
-        let prefix = prefix(checkpoint);
-        let hidden = config.hidden_size;
-        let tables = [
-            ("word_embeddings", config.vocab_size),
-            ("position_embeddings", config.max_position_embeddings),
-            ("token_type_embeddings", config.type_vocab_size),
-        ];
-        let mut specs: Vec<TensorSpec> = tables
-            .into_iter()
-            .map(|(name, rows)| {
-                TensorSpec::new(format!("{prefix}embeddings.{name}.weight"), [rows, hidden])
-            })
-            .collect();
-        specs.extend(norm_specs(&format!("{prefix}embeddings.LayerNorm"), hidden));
+        let prefix = config.family.prefix(checkpoint);
+        let tables = Tables::new(config, prefix);
+        let mut specs = vec![tables.words, tables.positions];
+        specs.extend(tables.types);
+        specs.extend(tables.distances);
+        specs.extend(norm_specs(&embeddings_norm(prefix), config.hidden_size));
         for index in 0..config.num_hidden_layers {
-            specs.extend(Layer::specs(config, &Layer::name(prefix, index)));
+            specs.extend(LayerSource::new(config, prefix, index).specs());
         }
         specs
     }
@@ -93,26 +117,30 @@ impl BertEncoder {
         checkpoint: &Checkpoint,
         device: &Device,
     ) -> std::result::Result<Self, ModelError> {
-        let prefix = prefix(checkpoint);
-        let hidden = config.hidden_size;
-        let table = |name: &str, rows: usize| {
-            let name = format!("{prefix}embeddings.{name}.weight");
-            checkpoint.read(name, &[rows, hidden], device)
+        let prefix = config.family.prefix(checkpoint);
+        let tables = Tables::new(config, prefix);
+        let table = |spec: TensorSpec| checkpoint.read(spec.name, &spec.shape, device);
+        let mut positions = table(tables.positions)?;
+        if let Some(types) = tables.types {
+            positions = positions.broadcast_add(&table(types)?.narrow(0, 0, 1)?)?;
+        }
+        let distances = match tables.distances {
+            Some(spec) => Some(distance_bias(&table(spec)?, config.max_tokens())?),
+            None => None,
         };
-        let types = table("token_type_embeddings", config.type_vocab_size)?;
-        let positions = table("position_embeddings", config.max_position_embeddings)?;
-        let norm = format!("{prefix}embeddings.LayerNorm");
         let layers = (0..config.num_hidden_layers)
-            .map(|index| Layer::read(config, checkpoint, &Layer::name(prefix, index), device))
+            .map(|index| LayerSource::new(config, prefix, index).read(checkpoint, device))
             .collect::<std::result::Result<_, _>>()?;
         Ok(Self {
-            words: table("word_embeddings", config.vocab_size)?,
-            positions: positions.broadcast_add(&types.narrow(0, 0, 1)?)?,
+            words: table(tables.words)?,
+            positions,
+            padding: config.padding,
+            distances,
             norm: read_norm(
                 checkpoint,
-                &norm,
+                &embeddings_norm(prefix),
                 None,
-                hidden,
+                config.hidden_size,
                 config.layer_norm_eps,
                 device,
             )?,
@@ -126,93 +154,127 @@ impl BertEncoder {
     ///
     /// `ids` are the tokens of all sequences; `lengths` are how many each has.
     pub(crate) fn forward(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
-        let positions: Vec<u32> = lengths
+        let packing = Packing::new(lengths, self.heads, self.distances.as_ref(), &self.device)?;
+        let embedded = self.embed(ids, lengths)?;
+        self.layers
             .iter()
-            .flat_map(|length| 0..*length as u32)
-            .collect();
+            .try_fold(embedded, |x, layer| layer.forward(&x, &packing))
+    }
+
+    /// What the first layer gets, (tokens, hidden).
+    fn embed(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
+        let positions = Tensor::new(positions(ids, lengths, self.padding), &self.device)?;
         let ids = Tensor::new(ids, &self.device)?;
-        let positions = Tensor::new(positions, &self.device)?;
         let words = self.words.index_select(&ids, 0)?;
         let x = (words + self.positions.index_select(&positions, 0)?)?;
-        let mut x = layer_norm(&x, &self.norm)?;
-        for layer in &self.layers {
-            x = layer.forward(&x, lengths, self.heads)?;
-        }
-        Ok(x)
+        layer_norm(&x, &self.norm)
     }
 }
 
-impl Layer {
-    fn name(prefix: &str, index: usize) -> String {
-        format!("{prefix}encoder.layer.{index}")
+/// The positions of all tokens. With a padding token they begin after its id,
+/// and one that is written out in a text has the position of its id, uncounted.
+fn positions(ids: &[u32], lengths: &[usize], padding: Option<u32>) -> Vec<u32> {
+    let Some(padding) = padding else {
+        return lengths.iter().flat_map(|n| 0..*n as u32).collect();
+    };
+    let mut rest = ids;
+    let mut positions = Vec::with_capacity(ids.len());
+    for length in lengths {
+        let (sequence, after) = rest.split_at(*length);
+        rest = after;
+        let mut next = padding;
+        positions.extend(sequence.iter().map(|id| {
+            if *id == padding {
+                return padding;
+            }
+            next += 1;
+            next
+        }));
     }
+    positions
+}
 
-    fn qkv_names(name: &str) -> [String; 3] {
-        ["query", "key", "value"].map(|part| format!("{name}.attention.self.{part}"))
-    }
+/// Where a layer is in a checkpoint, and its sizes.
+struct LayerSource<'a> {
+    config: &'a BertConfig,
+    names: &'static LayerNames,
+    /// What the names of all its tensors begin with.
+    name: String,
+}
 
-    fn specs(config: &BertConfig, name: &str) -> Vec<TensorSpec> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let mut specs = Vec::new();
-        for part in Self::qkv_names(name) {
-            specs.extend(Linear::specs(&part, hidden, hidden));
+impl<'a> LayerSource<'a> {
+    fn new(config: &'a BertConfig, prefix: &str, index: usize) -> Self {
+        let names = config.family.layer_names();
+        Self {
+            config,
+            names,
+            name: format!("{prefix}{}.{index}", names.layers),
         }
-        let attention = format!("{name}.attention.output");
-        specs.extend(Linear::specs(&format!("{attention}.dense"), hidden, hidden));
-        specs.extend(norm_specs(&format!("{attention}.LayerNorm"), hidden));
-        specs.extend(Linear::specs(
-            &format!("{name}.intermediate.dense"),
-            hidden,
-            inner,
-        ));
-        specs.extend(Linear::specs(
-            &format!("{name}.output.dense"),
-            inner,
-            hidden,
-        ));
-        specs.extend(norm_specs(&format!("{name}.output.LayerNorm"), hidden));
+    }
+
+    fn part(&self, part: &str) -> String {
+        format!("{}.{part}", self.name)
+    }
+
+    fn specs(&self) -> Vec<TensorSpec> {
+        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
+        let names = self.names;
+        let [q, k, v] = names.qkv;
+        let mut specs = Vec::new();
+        for (part, inputs, outputs) in [
+            (q, hidden, hidden),
+            (k, hidden, hidden),
+            (v, hidden, hidden),
+            (names.attention_output, hidden, hidden),
+            (names.intermediate, hidden, inner),
+            (names.output, inner, hidden),
+        ] {
+            specs.extend(Linear::specs(&self.part(part), inputs, outputs));
+        }
+        specs.extend(norm_specs(&self.part(names.attention_norm), hidden));
+        specs.extend(norm_specs(&self.part(names.output_norm), hidden));
         specs
     }
 
     fn read(
-        config: &BertConfig,
+        &self,
         checkpoint: &Checkpoint,
-        name: &str,
         device: &Device,
-    ) -> std::result::Result<Self, ModelError> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let linear = |part: &str, inputs, outputs| {
-            Linear::read(
-                checkpoint,
-                &format!("{name}.{part}.dense"),
-                inputs,
-                outputs,
-                device,
-            )
+    ) -> std::result::Result<Layer, ModelError> {
+        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
+        let names = self.names;
+        let linear = |part, inputs, outputs| {
+            Linear::read(checkpoint, &self.part(part), inputs, outputs, device)
         };
-        let norm = |part: &str, bias: &Linear| {
-            let name = format!("{name}.{part}.LayerNorm");
-            let epsilon = config.layer_norm_eps;
+        let norm = |part, bias: &Linear| {
+            let epsilon = self.config.layer_norm_eps;
+            let name = self.part(part);
             read_norm(checkpoint, &name, Some(bias), hidden, epsilon, device)
         };
-        let attention_output = linear("attention.output", hidden, hidden)?;
-        let output = linear("output", inner, hidden)?;
-        Ok(Self {
-            qkv: Linear::read_joined(checkpoint, &Self::qkv_names(name), hidden, hidden, device)?,
-            attention_norm: norm("attention.output", &attention_output)?,
+        let qkv = names.qkv.map(|part| self.part(part));
+        let attention_output = linear(names.attention_output, hidden, hidden)?;
+        let output = linear(names.output, inner, hidden)?;
+        Ok(Layer {
+            qkv: Linear::read_joined(checkpoint, &qkv, hidden, hidden, device)?,
+            attention_norm: norm(names.attention_norm, &attention_output)?,
             attention_output,
-            intermediate: linear("intermediate", hidden, inner)?,
-            output_norm: norm("output", &output)?,
+            intermediate: linear(names.intermediate, hidden, inner)?,
+            output_norm: norm(names.output_norm, &output)?,
             output,
         })
     }
+}
 
-    fn forward(&self, x: &Tensor, lengths: &[usize], heads: usize) -> Result<Tensor> {
+impl Layer {
+    fn forward(&self, x: &Tensor, packing: &Packing<'_>) -> Result<Tensor> {
         let qkv = self.qkv.product(x)?;
-        let attended = packed_attention(&qkv, self.qkv.bias(), lengths, heads)?;
+        let attended = packed_attention(&qkv, self.qkv.bias(), packing)?;
         let projected = self.attention_output.product(&attended)?;
         let x = add_layer_norm(projected, x, &self.attention_norm)?;
         let inner = bias_gelu(self.intermediate.product(&x)?, self.intermediate.bias())?;
         add_layer_norm(self.output.product(&inner)?, &x, &self.output_norm)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,11 @@
-//! BERT and its descendants of the same structure (`model_type` "bert").
+//! BERT and its relatives, which differ from it in names and in how positions
+//! come in: DistilBERT, MPNet, RoBERTa and XLM-RoBERTa.
 
 mod config;
+mod distance;
 mod encoder;
+mod family;
 
 pub(crate) use config::{BertConfig, check_heads, check_positive};
 pub(crate) use encoder::{BertEncoder, norm_specs, read_norm};
+pub(crate) use family::Family;

@@ -7,7 +7,7 @@ use crate::blip::config::VisionConfig;
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::ops::{NormParameters, bias_gelu, layer_norm, packed_attention};
+use crate::ops::{NormParameters, Packing, bias_gelu, layer_norm, packed_attention};
 
 const CHANNELS: usize = 3;
 const PREFIX: &str = "vision_model";
@@ -103,8 +103,10 @@ impl VisionTower {
         let hidden = self.config.hidden_size;
         let mut x = self.embed(pixels)?;
         let lengths = vec![self.config.positions(); batch];
+        let heads = self.config.num_attention_heads;
+        let packing = Packing::new(&lengths, heads, None, pixels.device())?;
         for layer in &self.layers {
-            x = layer.forward(&x, &lengths, self.config.num_attention_heads)?;
+            x = layer.forward(&x, &packing)?;
         }
         layer_norm(&x, &self.norm)?.reshape((batch * self.config.positions(), hidden))
     }
@@ -185,10 +187,10 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, lengths: &[usize], heads: usize) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, packing: &Packing<'_>) -> Result<Tensor> {
         let normed = layer_norm(x, &self.attention_norm)?;
         let qkv = self.qkv.product(&normed)?;
-        let attended = packed_attention(&qkv, self.qkv.bias(), lengths, heads)?;
+        let attended = packed_attention(&qkv, self.qkv.bias(), packing)?;
         let x = (x + self.projection.forward(&attended)?)?;
         let normed = layer_norm(&x, &self.inner_norm)?;
         let inner = bias_gelu(self.first.product(&normed)?, self.first.bias())?;

@@ -3,10 +3,13 @@
 
 use serde::Deserialize;
 
+use super::sampling::Sampling;
 use crate::error::{ErrorKind, ModelError};
 
 /// New tokens where nothing sets a length, as in transformers.
 const DEFAULT_NEW_TOKENS: usize = 20;
+/// Likeliest tokens to sample among where nothing sets them, as in transformers.
+const DEFAULT_TOP_K: usize = 50;
 /// Bounds the memory of one request.
 const MAX_BEAMS: usize = 64;
 
@@ -32,15 +35,16 @@ pub struct GenerationOverrides {
     pub repetition_penalty: Option<f32>,
     /// Length of token sequences that may occur once only; 0 is off.
     pub no_repeat_ngram_size: Option<u32>,
-    /// Sample instead of taking the likeliest token.
+    /// Sample instead of taking the likeliest token; needs `num_beams` 1. The four
+    /// options below matter only then.
     pub do_sample: Option<bool>,
     /// Divides the logits before sampling.
     pub temperature: Option<f32>,
-    /// Sample among so many of the likeliest tokens.
+    /// Sample among so many of the likeliest tokens; 0 is all of them.
     pub top_k: Option<u32>,
     /// Sample among the likeliest tokens that have this probability together.
     pub top_p: Option<f32>,
-    /// Seed of sampling.
+    /// Seed of sampling, the same for each input; without it every run differs.
     pub seed: Option<u64>,
 }
 
@@ -58,6 +62,9 @@ pub(crate) struct StoredGenerationConfig {
     repetition_penalty: Option<f32>,
     no_repeat_ngram_size: Option<usize>,
     do_sample: Option<bool>,
+    temperature: Option<f32>,
+    top_k: Option<usize>,
+    top_p: Option<f32>,
 }
 
 /// A checked configuration of a generation.
@@ -72,6 +79,8 @@ pub struct GenerationConfig {
     pub(crate) early_stopping: bool,
     pub(crate) repetition_penalty: f32,
     pub(crate) no_repeat_ngram_size: usize,
+    /// How tokens are sampled, if they are.
+    pub(crate) sampling: Option<Sampling>,
 }
 
 /// Bounds of a sequence in tokens, the prompt included.
@@ -84,20 +93,12 @@ pub(crate) struct Lengths {
 impl GenerationConfig {
     /// Puts the caller's options over the model's and checks the result.
     ///
-    /// Errors: [`ErrorKind::NotSupported`] for sampling,
+    /// Errors: [`ErrorKind::NotSupported`] for sampling with beams,
     /// [`ErrorKind::InvalidOption`] for a value that is out of range.
     pub(crate) fn new(
         stored: &StoredGenerationConfig,
         options: &GenerationOverrides,
     ) -> Result<Self, ModelError> {
-        if options.do_sample.or(stored.do_sample) == Some(true) {
-            return Err(ModelError::new(
-                ErrorKind::NotSupported,
-                "generation option \"do_sample\" is not supported",
-            )
-            .with_detail("Captions cannot be sampled yet.")
-            .with_hint("Leave do_sample out, or set it to false."));
-        }
         let count = |option: Option<u32>| option.map(|value| value as usize);
         // The option of one pair that a caller gives also wins over what the
         // model stores for the other of the pair.
@@ -139,6 +140,14 @@ impl GenerationConfig {
             no_repeat_ngram_size: count(options.no_repeat_ngram_size)
                 .or(stored.no_repeat_ngram_size)
                 .unwrap_or(0),
+            sampling: (options.do_sample.or(stored.do_sample) == Some(true)).then(|| Sampling {
+                temperature: options.temperature.or(stored.temperature).unwrap_or(1.0),
+                top_k: count(options.top_k)
+                    .or(stored.top_k)
+                    .unwrap_or(DEFAULT_TOP_K),
+                top_p: options.top_p.or(stored.top_p).unwrap_or(1.0),
+                seed: options.seed,
+            }),
         };
         config.check()?;
         Ok(config)
@@ -169,7 +178,16 @@ impl GenerationConfig {
         if self.max_new_tokens == Some(0) {
             return Err(invalid("max_new_tokens", 0, "It must be at least 1."));
         }
-        Ok(())
+        match &self.sampling {
+            Some(_) if self.num_beams > 1 => Err(ModelError::new(
+                ErrorKind::NotSupported,
+                "generation option \"do_sample\" is not supported with beams",
+            )
+            .with_detail(format!("The option \"num_beams\" is {}.", self.num_beams))
+            .with_hint("Set num_beams to 1, or do_sample to false.")),
+            Some(sampling) => sampling.check(),
+            None => Ok(()),
+        }
     }
 
     /// Bounds for a prompt of `prompt` tokens and a model that has `positions`.
@@ -206,7 +224,11 @@ impl GenerationConfig {
     }
 }
 
-fn invalid(option: &str, value: impl std::fmt::Display, detail: impl Into<String>) -> ModelError {
+pub(super) fn invalid(
+    option: &str,
+    value: impl std::fmt::Display,
+    detail: impl Into<String>,
+) -> ModelError {
     ModelError::new(
         ErrorKind::InvalidOption,
         format!("invalid value for generation option \"{option}\": {value}"),
@@ -298,14 +320,74 @@ mod tests {
     }
 
     #[test]
-    fn sampling_is_not_supported() {
+    fn sampling_has_the_defaults_of_transformers_and_of_the_model() {
+        assert_eq!(configured(GenerationOverrides::default()).sampling, None);
+        let sampled = GenerationOverrides {
+            do_sample: Some(true),
+            seed: Some(3),
+            ..GenerationOverrides::default()
+        };
+        let expected = Sampling {
+            temperature: 1.0,
+            top_k: 50,
+            top_p: 1.0,
+            seed: Some(3),
+        };
+        assert_eq!(configured(sampled).sampling, Some(expected));
+        let stored = r#"{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.9}"#;
+        let stored: StoredGenerationConfig = serde_json::from_str(stored).unwrap();
+        let options = GenerationOverrides {
+            top_k: Some(0),
+            ..GenerationOverrides::default()
+        };
+        let expected = Sampling {
+            temperature: 0.6,
+            top_k: 0,
+            top_p: 0.9,
+            seed: None,
+        };
+        let config = GenerationConfig::new(&stored, &options).unwrap();
+        assert_eq!(config.sampling, Some(expected));
+        let greedy = GenerationOverrides {
+            do_sample: Some(false),
+            ..GenerationOverrides::default()
+        };
+        let config = GenerationConfig::new(&stored, &greedy).unwrap();
+        assert_eq!(config.sampling, None);
+    }
+
+    #[test]
+    fn sampling_options_are_checked() {
+        let wrong: [fn(&mut GenerationOverrides); 6] = [
+            |o| o.temperature = Some(0.0),
+            |o| o.temperature = Some(-1.0),
+            |o| o.temperature = Some(f32::NAN),
+            |o| o.top_p = Some(1.1),
+            |o| o.top_p = Some(-0.1),
+            |o| o.top_p = Some(f32::NAN),
+        ];
+        for change in wrong {
+            let mut options = GenerationOverrides {
+                do_sample: Some(true),
+                ..GenerationOverrides::default()
+            };
+            change(&mut options);
+            let error =
+                GenerationConfig::new(&StoredGenerationConfig::default(), &options).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidOption);
+        }
+    }
+
+    #[test]
+    fn sampling_with_beams_is_not_supported() {
         let options = GenerationOverrides {
             do_sample: Some(true),
+            num_beams: Some(2),
             ..GenerationOverrides::default()
         };
         let error =
             GenerationConfig::new(&StoredGenerationConfig::default(), &options).unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotSupported);
-        assert!(error.message.contains("do_sample"));
+        assert!(error.message.contains("do_sample") && error.hint.is_some());
     }
 }

@@ -4,8 +4,9 @@
 
 mod beam;
 mod config;
-mod greedy;
 mod processors;
+mod sampling;
+mod single;
 
 pub use config::{GenerationConfig, GenerationOverrides};
 pub(crate) use config::{Lengths, StoredGenerationConfig};
@@ -54,7 +55,7 @@ pub(crate) fn generate(
     if request.config.num_beams > 1 {
         beam::search(decoder, request)
     } else {
-        greedy::search(decoder, request)
+        single::search(decoder, request)
     }
 }
 

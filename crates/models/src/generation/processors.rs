@@ -3,8 +3,8 @@
 
 use crate::generation::Request;
 
-/// Changes the scores of what may follow `tokens`. A greedy search passes
-/// logits, a beam search their log-softmax.
+/// Changes the scores of what may follow `tokens`. A beam search passes the
+/// log-softmax of logits, others pass logits.
 pub(super) fn process(request: &Request<'_>, tokens: &[u32], scores: &mut [f32]) {
     if request.config.repetition_penalty != 1.0 {
         penalize_repetition(request.config.repetition_penalty, tokens, scores);

@@ -1,9 +1,11 @@
 //! Self-attention over sequences that lie behind each other without padding.
 
-use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
+use std::collections::BTreeMap;
+
+use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use super::{PARALLEL_ELEMENTS, floats, math};
+use super::{DistanceBias, PARALLEL_ELEMENTS, floats, math};
 
 /// Sequences longer than this are left to the matrix multiplication of candle,
 /// which then outweighs the copies around it.
@@ -12,37 +14,75 @@ const LONGEST_FUSED: usize = 160;
 const TILE_ROWS: usize = 4;
 const TILE_COLUMNS: usize = 16;
 
+/// The sequences of a packed batch, and what all layers share about them.
+#[derive(Debug)]
+pub(crate) struct Packing<'a> {
+    lengths: &'a [usize],
+    heads: usize,
+    bias: Option<&'a DistanceBias>,
+    /// The matrices of `bias` by length, where the plain form needs them.
+    matrices: BTreeMap<usize, Tensor>,
+    fused: bool,
+}
+
+impl<'a> Packing<'a> {
+    /// `lengths` are the tokens of each sequence, in order; `bias` is added to
+    /// their scores and covers the longest.
+    pub(crate) fn new(
+        lengths: &'a [usize],
+        heads: usize,
+        bias: Option<&'a DistanceBias>,
+        device: &Device,
+    ) -> Result<Self> {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let mut packing = Self {
+            lengths,
+            heads,
+            bias,
+            matrices: BTreeMap::new(),
+            fused: device.is_cpu() && longest <= LONGEST_FUSED,
+        };
+        if !packing.fused {
+            packing.make_plain()?;
+        }
+        Ok(packing)
+    }
+
+    fn make_plain(&mut self) -> Result<()> {
+        self.fused = false;
+        if let Some(bias) = self.bias {
+            self.matrices = bias.matrices(self.lengths)?;
+        }
+        Ok(())
+    }
+}
+
 /// Multi-head attention of each sequence to itself.
 ///
 /// `qkv` is (tokens, 3 * hidden): queries, keys and values beside each other,
-/// without their bias; `bias` is (3 * hidden). `lengths` are the tokens of each
-/// sequence, in order, and sum up to the rows of `qkv`. The result is
-/// (tokens, hidden).
+/// without their bias; `bias` is (3 * hidden). The lengths of `packing` sum up
+/// to the rows of `qkv`. The result is (tokens, hidden).
 pub(crate) fn packed_attention(
     qkv: &Tensor,
     bias: &Tensor,
-    lengths: &[usize],
-    heads: usize,
+    packing: &Packing<'_>,
 ) -> Result<Tensor> {
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    if !qkv.device().is_cpu() || longest > LONGEST_FUSED {
-        return plain(qkv, bias, lengths, heads);
+    if !packing.fused {
+        return plain(qkv, bias, packing);
     }
-    let op = PackedAttention {
-        lengths: lengths.to_vec(),
-        heads,
-    };
-    qkv.contiguous()?.apply_op2_no_bwd(bias, &op)
+    qkv.contiguous()?
+        .apply_op2_no_bwd(bias, &PackedAttention { packing })
 }
 
 /// One batched product for each run of sequences of one length.
-fn plain(qkv: &Tensor, bias: &Tensor, lengths: &[usize], heads: usize) -> Result<Tensor> {
+fn plain(qkv: &Tensor, bias: &Tensor, packing: &Packing<'_>) -> Result<Tensor> {
     let qkv = qkv.broadcast_add(bias)?;
+    let heads = packing.heads;
     let hidden = qkv.dim(1)? / 3;
     let head_size = hidden / heads;
     let mut outputs = Vec::new();
     let mut start = 0;
-    for run in lengths.chunk_by(|a, b| a == b) {
+    for run in packing.lengths.chunk_by(|a, b| a == b) {
         let (count, length) = (run.len(), run[0]);
         let qkv = qkv
             .narrow(0, start, count * length)?
@@ -50,7 +90,10 @@ fn plain(qkv: &Tensor, bias: &Tensor, lengths: &[usize], heads: usize) -> Result
             .permute((2, 0, 3, 1, 4))?
             .contiguous()?;
         let (q, k, v) = (qkv.get(0)?, qkv.get(1)?, qkv.get(2)?);
-        let scores = (q.matmul(&k.t()?)? * (head_size as f64).powf(-0.5))?;
+        let mut scores = (q.matmul(&k.t()?)? * (head_size as f64).powf(-0.5))?;
+        if let Some(bias) = packing.matrices.get(&length) {
+            scores = scores.broadcast_add(bias)?;
+        }
         let weights = candle_nn::ops::softmax_last_dim(&scores)?;
         let output = weights.matmul(&v)?.transpose(1, 2)?;
         outputs.push(output.reshape((count * length, hidden))?);
@@ -62,12 +105,12 @@ fn plain(qkv: &Tensor, bias: &Tensor, lengths: &[usize], heads: usize) -> Result
     }
 }
 
-struct PackedAttention {
-    lengths: Vec<usize>,
-    heads: usize,
+/// Borrows, as it is used at once and never recorded.
+struct PackedAttention<'a> {
+    packing: &'a Packing<'a>,
 }
 
-impl CustomOp2 for PackedAttention {
+impl CustomOp2 for PackedAttention<'_> {
     fn name(&self) -> &'static str {
         "packed-attention"
     }
@@ -83,21 +126,28 @@ impl CustomOp2 for PackedAttention {
         let bias = floats(bias, bias_layout)?;
         let hidden = bias.len() / 3;
         let tokens = qkv.len() / bias.len();
-        if self.lengths.iter().sum::<usize>() != tokens {
+        let Packing {
+            lengths,
+            heads,
+            bias: distances,
+            ..
+        } = *self.packing;
+        if lengths.iter().sum::<usize>() != tokens {
             candle_core::bail!("the sequences do not cover {tokens} tokens")
         }
         let mut output = vec![0.0; tokens * hidden];
-        let mut sequences = Vec::with_capacity(self.lengths.len());
+        let mut sequences = Vec::with_capacity(lengths.len());
         let (mut rest_in, mut rest_out) = (qkv, output.as_mut_slice());
-        for length in &self.lengths {
+        for length in lengths {
             let (input, after_in) = rest_in.split_at(length * bias.len());
             let (target, after_out) = rest_out.split_at_mut(length * hidden);
             sequences.push((input, target));
             (rest_in, rest_out) = (after_in, after_out);
         }
         let attend = |scratch: &mut Scratch, (input, target): (&[f32], &mut [f32])| {
-            for head in 0..self.heads {
-                scratch.attend(input, bias, target, head, self.heads);
+            for head in 0..heads {
+                scratch.load(input, bias, head, heads);
+                scratch.attend(target, head, heads, distances);
             }
         };
         if qkv.len() < PARALLEL_ELEMENTS {
@@ -117,6 +167,9 @@ impl CustomOp2 for PackedAttention {
 /// Working memory of one thread, padded to whole tiles.
 #[derive(Default)]
 struct Scratch {
+    /// Tokens of the sequence, and components of a token's vector.
+    length: usize,
+    hidden: usize,
     /// (rows, head size): scaled queries of one head.
     queries: Vec<f32>,
     /// (head size, columns): keys, transposed.
@@ -128,13 +181,18 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn attend(&mut self, qkv: &[f32], bias: &[f32], output: &mut [f32], head: usize, heads: usize) {
-        let hidden = bias.len() / 3;
+    /// Attention of the head that was loaded, into its columns of `output`.
+    fn attend(
+        &mut self,
+        output: &mut [f32],
+        head: usize,
+        heads: usize,
+        distances: Option<&DistanceBias>,
+    ) {
+        let Self { length, hidden, .. } = *self;
         let head_size = hidden / heads;
-        let length = output.len() / hidden;
         let columns = length.next_multiple_of(TILE_COLUMNS);
         let padded_size = head_size.next_multiple_of(TILE_COLUMNS);
-        self.load(qkv, bias, head, head_size);
         self.scores.resize(TILE_ROWS * columns, 0.0);
         for first in (0..length).step_by(TILE_ROWS) {
             let queries = &self.queries[first * head_size..][..TILE_ROWS * head_size];
@@ -142,6 +200,15 @@ impl Scratch {
                 let tile = tile(queries, head_size, &self.keys[column..], columns, head_size);
                 for (scores, sums) in self.scores.chunks_exact_mut(columns).zip(&tile) {
                     scores[column..column + TILE_COLUMNS].copy_from_slice(sums);
+                }
+            }
+            if let Some(distances) = distances {
+                let rows = self.scores.chunks_exact_mut(columns);
+                for (position, scores) in (first..length).zip(rows) {
+                    let biases = distances.row(head, position, length);
+                    for (score, bias) in scores.iter_mut().zip(biases) {
+                        *score += bias;
+                    }
                 }
             }
             let mut factors = [0.0; TILE_ROWS];
@@ -163,10 +230,12 @@ impl Scratch {
     }
 
     /// Brings queries, keys and values of one head into the order of the tiles.
-    fn load(&mut self, qkv: &[f32], bias: &[f32], head: usize, head_size: usize) {
+    fn load(&mut self, qkv: &[f32], bias: &[f32], head: usize, heads: usize) {
         let width = bias.len();
         let hidden = width / 3;
+        let head_size = hidden / heads;
         let length = qkv.len() / width;
+        (self.length, self.hidden) = (length, hidden);
         let columns = length.next_multiple_of(TILE_COLUMNS);
         let padded_size = head_size.next_multiple_of(TILE_COLUMNS);
         let rows = length.next_multiple_of(TILE_ROWS);
@@ -227,14 +296,33 @@ mod tests {
     use super::super::testing::{difference, values};
     use super::*;
 
+    fn packing<'a>(
+        lengths: &'a [usize],
+        heads: usize,
+        bias: Option<&'a DistanceBias>,
+    ) -> Packing<'a> {
+        Packing::new(lengths, heads, bias, &Device::Cpu).unwrap()
+    }
+
     fn compare(lengths: &[usize], heads: usize, head_size: usize) {
         let hidden = heads * head_size;
         let qkv = values(&[lengths.iter().sum(), 3 * hidden], 1, 2.0);
         let bias = values(&[3 * hidden], 2, 1.0);
-        let fused = packed_attention(&qkv, &bias, lengths, heads).unwrap();
-        let expected = plain(&qkv, &bias, lengths, heads).unwrap();
-        let error = difference(&fused, &expected);
-        assert!(error < 3e-6, "{lengths:?} x {heads} x {head_size}: {error}");
+        let table = values(&[heads, 2 * LONGEST_FUSED - 1], 3, 3.0);
+        let distances = DistanceBias::new(&table, LONGEST_FUSED).unwrap();
+        let mut results = Vec::new();
+        for distances in [None, Some(&distances)] {
+            let mut packing = packing(lengths, heads, distances);
+            assert!(packing.fused);
+            let fused = packed_attention(&qkv, &bias, &packing).unwrap();
+            packing.make_plain().unwrap();
+            let expected = packed_attention(&qkv, &bias, &packing).unwrap();
+            let error = difference(&fused, &expected);
+            assert!(error < 3e-6, "{lengths:?} x {heads} x {head_size}: {error}");
+            results.push(fused);
+        }
+        let longest = lengths.iter().max().unwrap();
+        assert!(*longest == 1 || difference(&results[0], &results[1]) > 0.1);
     }
 
     #[test]
@@ -247,13 +335,18 @@ mod tests {
     }
 
     #[test]
+    fn longer_sequences_are_computed_plainly() {
+        assert!(!packing(&[3, LONGEST_FUSED + 1], 2, None).fused);
+    }
+
+    #[test]
     fn sequences_do_not_see_each_other() {
         let (heads, hidden) = (2, 32);
         let qkv = values(&[9, 3 * hidden], 1, 2.0);
         let bias = values(&[3 * hidden], 2, 1.0);
-        let both = packed_attention(&qkv, &bias, &[4, 5], heads).unwrap();
+        let both = packed_attention(&qkv, &bias, &packing(&[4, 5], heads, None)).unwrap();
         let first = qkv.narrow(0, 0, 4).unwrap().contiguous().unwrap();
-        let alone = packed_attention(&first, &bias, &[4], heads).unwrap();
+        let alone = packed_attention(&first, &bias, &packing(&[4], heads, None)).unwrap();
         assert_eq!(difference(&both.narrow(0, 0, 4).unwrap(), &alone), 0.0);
     }
 
@@ -261,6 +354,6 @@ mod tests {
     fn lengths_that_do_not_cover_the_tokens_are_an_error() {
         let qkv = values(&[9, 24], 1, 2.0);
         let bias = values(&[24], 2, 1.0);
-        assert!(packed_attention(&qkv, &bias, &[4, 4], 2).is_err());
+        assert!(packed_attention(&qkv, &bias, &packing(&[4, 4], 2, None)).is_err());
     }
 }

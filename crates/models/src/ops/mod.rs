@@ -7,12 +7,14 @@
 mod attention;
 mod bias_gelu;
 mod cached_attention;
+mod distance_bias;
 mod layer_norm;
 mod math;
 
-pub(crate) use attention::packed_attention;
+pub(crate) use attention::{Packing, packed_attention};
 pub(crate) use bias_gelu::bias_gelu;
 pub(crate) use cached_attention::{HistoryTable, cached_attention};
+pub(crate) use distance_bias::DistanceBias;
 pub(crate) use layer_norm::{NormParameters, add_layer_norm, layer_norm};
 
 use candle_core::{CpuStorage, Layout, Result};

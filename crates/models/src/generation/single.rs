@@ -1,11 +1,33 @@
-//! Greedy search: the likeliest token, again and again.
+//! One sequence for each input: the likeliest token, or one that is drawn, again
+//! and again.
 
 use crate::error::ModelError;
+use crate::generation::sampling::Sampler;
 use crate::generation::{Continuation, Decoder, Request, argmax, processors};
 
 struct Row {
     input: usize,
     tokens: Vec<u32>,
+    /// Draws the tokens; without it they are the likeliest.
+    sampler: Option<Sampler>,
+}
+
+impl Row {
+    fn new(input: usize, request: &Request<'_>) -> Result<Self, ModelError> {
+        let sampling = request.config.sampling.as_ref();
+        Ok(Self {
+            input,
+            tokens: request.prompt.to_vec(),
+            sampler: sampling.map(Sampler::new).transpose()?,
+        })
+    }
+
+    fn choose(&mut self, scores: &[f32]) -> Result<u32, ModelError> {
+        match &mut self.sampler {
+            Some(sampler) => sampler.draw(scores),
+            None => argmax(scores),
+        }
+    }
 }
 
 pub(super) fn search(
@@ -14,12 +36,9 @@ pub(super) fn search(
 ) -> Result<Vec<Option<Vec<u32>>>, ModelError> {
     let vocabulary = decoder.vocabulary();
     let mut results = vec![None; request.inputs];
-    let mut rows: Vec<Row> = (0..request.inputs)
-        .map(|input| Row {
-            input,
-            tokens: request.prompt.to_vec(),
-        })
-        .collect();
+    let mut rows = (0..request.inputs)
+        .map(|input| Row::new(input, request))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut scores = decoder.prompt()?;
     loop {
         let mut continuations = Vec::with_capacity(rows.len());
@@ -27,7 +46,7 @@ pub(super) fn search(
         let each = rows.into_iter().zip(scores.chunks_exact_mut(vocabulary));
         for (parent, (mut row, scores)) in each.enumerate() {
             processors::process(request, &row.tokens, scores);
-            let token = argmax(scores)?;
+            let token = row.choose(scores)?;
             row.tokens.push(token);
             if token == request.end || row.tokens.len() >= request.lengths.max {
                 results[row.input] = Some(row.tokens);
@@ -108,6 +127,57 @@ mod tests {
         });
         assert!(results[1].is_none());
         assert_eq!(results[2].as_deref(), Some([0, 3, 4, 5, 6, END].as_slice()));
+    }
+
+    /// Samples for these inputs of a model that likes several tokens at a time.
+    fn sample(inputs: &[usize], options: &GenerationOverrides) -> Vec<Option<Vec<u32>>> {
+        let config = GenerationConfig::new(&StoredGenerationConfig::default(), options).unwrap();
+        let scores = |input: usize, tokens: &[u32]| -> Vec<f32> {
+            let seen: u32 = tokens.iter().sum::<u32>() + inputs[input] as u32;
+            let score = |token: u32| ((seen * 7 + token * 13) % 11) as f32 / 3.0;
+            (0..10).map(score).collect()
+        };
+        let mut decoder = Scripted::new(10, &[0], inputs.len(), scores);
+        let request = Request {
+            config: &config,
+            lengths: Lengths { max: 30, min: 0 },
+            prompt: &[0],
+            inputs: inputs.len(),
+            end: END,
+            cancelled: &|_| false,
+        };
+        generate(&mut decoder, &request).unwrap()
+    }
+
+    fn sampled(seed: Option<u64>) -> GenerationOverrides {
+        GenerationOverrides {
+            do_sample: Some(true),
+            seed,
+            ..GenerationOverrides::default()
+        }
+    }
+
+    #[test]
+    fn a_sampled_row_does_not_depend_on_its_batch() {
+        let batch = sample(&[4, 5, 4, 6], &sampled(Some(3)));
+        assert_eq!(batch[0], batch[2]);
+        for (index, input) in [4, 5, 4, 6].into_iter().enumerate() {
+            assert_eq!(sample(&[input], &sampled(Some(3)))[0], batch[index]);
+        }
+        assert_ne!(batch, sample(&[4, 5, 4, 6], &sampled(Some(4))));
+        let free = sample(&[4; 8], &sampled(None));
+        assert!(free.iter().any(|row| *row != free[0]));
+    }
+
+    #[test]
+    fn the_likeliest_one_is_the_greedy_choice() {
+        let greedy = sample(&[4, 5, 6], &GenerationOverrides::default());
+        let top_k = GenerationOverrides {
+            top_k: Some(1),
+            ..sampled(Some(3))
+        };
+        assert_eq!(sample(&[4, 5, 6], &top_k), greedy);
+        assert_ne!(sample(&[4, 5, 6], &sampled(Some(3))), greedy);
     }
 
     #[test]

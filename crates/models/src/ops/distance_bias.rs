@@ -1,0 +1,87 @@
+//! A bias of attention scores by how far the key lies from the query.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Result, Tensor};
+
+/// A number for each head and each distance of a key from its query, which is
+/// added to their scaled score.
+#[derive(Debug, Clone)]
+pub(crate) struct DistanceBias {
+    /// (heads, 2 * positions - 1): distance d is at `positions - 1 + d`.
+    table: Tensor,
+    /// The same values, for the CPU kernel.
+    host: Vec<f32>,
+    positions: usize,
+}
+
+impl DistanceBias {
+    /// `table` is (heads, 2 * positions - 1), for distances from
+    /// `1 - positions` to `positions - 1`.
+    pub(crate) fn new(table: &Tensor, positions: usize) -> Result<Self> {
+        let (_, width) = table.dims2()?;
+        if width != 2 * positions - 1 {
+            candle_core::bail!("{positions} positions have not {width} distances")
+        }
+        Ok(Self {
+            host: table.flatten_all()?.to_vec1()?,
+            table: table.contiguous()?,
+            positions,
+        })
+    }
+
+    /// What a query at `position` adds to the scores of keys 0 to `length`.
+    pub(super) fn row(&self, head: usize, position: usize, length: usize) -> &[f32] {
+        let width = 2 * self.positions - 1;
+        let start = head * width + self.positions - 1 - position;
+        &self.host[start..start + length]
+    }
+
+    /// The bias of all scores of a sequence, (heads, length, length).
+    fn matrix(&self, length: usize, device: &Device) -> Result<Tensor> {
+        let last = self.positions - 1;
+        let index: Vec<u32> = (0..length)
+            .flat_map(|query| (0..length).map(move |key| (last + key - query) as u32))
+            .collect();
+        let index = Tensor::new(index, device)?;
+        let heads = self.table.dim(0)?;
+        self.table
+            .index_select(&index, 1)?
+            .reshape((heads, length, length))
+    }
+
+    /// The matrices of all these lengths, each once.
+    pub(super) fn matrices(&self, lengths: &[usize]) -> Result<BTreeMap<usize, Tensor>> {
+        let mut matrices = BTreeMap::new();
+        for length in lengths {
+            if !matrices.contains_key(length) {
+                matrices.insert(*length, self.matrix(*length, self.table.device())?);
+            }
+        }
+        Ok(matrices)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_and_matrices_hold_the_bias_of_each_distance() {
+        // Head h at distance d has the value 10 h + d.
+        let values: Vec<f32> = (0..2)
+            .flat_map(|head| (-3..=3).map(move |d| (10 * head + d) as f32))
+            .collect();
+        let table = Tensor::from_vec(values, (2, 7), &Device::Cpu).unwrap();
+        let bias = DistanceBias::new(&table, 4).unwrap();
+        assert_eq!(bias.row(0, 0, 4), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(bias.row(1, 2, 3), [8.0, 9.0, 10.0]);
+        let matrices = bias.matrices(&[3, 1, 3]).unwrap();
+        assert_eq!(matrices.len(), 2);
+        let matrix = matrices[&3].get(1).unwrap().to_vec2::<f32>().unwrap();
+        for (query, row) in matrix.iter().enumerate() {
+            assert_eq!(row, bias.row(1, query, 3));
+        }
+        assert!(DistanceBias::new(&table, 5).is_err());
+    }
+}
