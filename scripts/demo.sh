@@ -85,11 +85,11 @@ photograph it says confident nonsense. For real pictures register real models,
 downloaded beforehand, in psql:
 
     SELECT sight_model_register('blip-large', '/models/blip-image-captioning-large');
-    SELECT sight_model_register('bge-base', '/models/bge-base-en-v1.5');
+    SELECT sight_model_register('mpnet', '/models/all-mpnet-base-v2');
     ALTER DATABASE $DEMO_DATABASE SET pg_sight.describe_model = 'blip-large';
-    ALTER DATABASE $DEMO_DATABASE SET pg_sight.embed_model = 'bge-base';
+    ALTER DATABASE $DEMO_DATABASE SET pg_sight.embed_model = 'mpnet';
 
-A column takes one encoder's vectors: bge-base-en-v1.5 makes vector(768).
+A column takes one encoder's vectors: all-mpnet-base-v2 makes vector(768).
 
 Go on:  make psql          opens psql on this database, or reads SQL from a pipe
         make clean-demo    stops the cluster and removes it
