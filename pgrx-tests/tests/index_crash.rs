@@ -91,9 +91,10 @@ fn it_equals_its_table_after_crashes_during_writes_and_vacuum() {
         let never = AtomicBool::new(false);
         thread::scope(|scope| {
             for writer in 0..2 {
-                let (cluster, never) = (&cluster, &never);
+                let never = &never;
                 let seed = 10_000 * (round * 2 + writer + 1);
-                scope.spawn(move || write_until(&mut cluster.client(), never, writer, seed));
+                let mut client = cluster.client();
+                scope.spawn(move || write_until(&mut client, never, writer, seed));
             }
             let mut vacuum = cluster.client();
             scope.spawn(move || while vacuum.batch_execute("VACUUM item").is_ok() {});
@@ -113,8 +114,9 @@ fn a_crash_during_a_build_leaves_no_half_index() {
     client.batch_execute(TABLE).unwrap();
     for wait_ms in [20, 60, 120] {
         thread::scope(|scope| {
-            let cluster = &cluster;
-            scope.spawn(move || cluster.client().batch_execute(INDEX));
+            // Connected before, so that the crash meets the build.
+            let mut builder = cluster.client();
+            scope.spawn(move || builder.batch_execute(INDEX));
             thread::sleep(Duration::from_millis(wait_ms));
             cluster.crash();
         });
