@@ -86,19 +86,7 @@ impl Cluster {
 
     /// An empty cluster that runs.
     pub fn start(configuration: &[&str]) -> Self {
-        // Socket paths are limited to 107 bytes: not below a long TMPDIR.
-        let folder = tempfile::Builder::new()
-            .prefix("sight")
-            .tempdir_in("/tmp")
-            .expect("folder");
-        let cluster = Self {
-            folder,
-            bin: pg_config("--bindir"),
-            owner: owner(),
-        };
-        if let Some(owner) = cluster.owner {
-            chown(cluster.folder.path(), Some(owner.uid), Some(owner.gid)).expect("chown");
-        }
+        let cluster = Self::without_data();
         let data = cluster.data();
         let init = [
             "--no-sync",
@@ -122,11 +110,69 @@ impl Cluster {
             lines.push_str(line);
             lines.push('\n');
         }
-        let file = data.join("postgresql.conf");
-        let old = fs::read_to_string(&file).expect("configuration");
-        fs::write(&file, old + &lines).expect("configuration");
+        cluster.configure(&lines);
         cluster.start_server();
         cluster
+    }
+
+    fn without_data() -> Self {
+        // Socket paths are limited to 107 bytes: not below a long TMPDIR.
+        let folder = tempfile::Builder::new()
+            .prefix("sight")
+            .tempdir_in("/tmp")
+            .expect("folder");
+        let owner = owner();
+        if let Some(owner) = owner {
+            chown(folder.path(), Some(owner.uid), Some(owner.gid)).expect("chown");
+        }
+        Self {
+            folder,
+            bin: pg_config("--bindir"),
+            owner,
+        }
+    }
+
+    /// Adds lines to the configuration file; the last one of a setting counts.
+    fn configure(&self, lines: &str) {
+        let file = self.data().join("postgresql.conf");
+        let old = fs::read_to_string(&file).expect("configuration");
+        fs::write(&file, old + lines).expect("configuration");
+    }
+
+    /// A hot standby of this cluster, which streams from it.
+    pub fn standby(&self) -> Self {
+        let standby = Self::without_data();
+        let data = standby.data();
+        let port = PORT.to_string();
+        let source = ["-h", self.folder.path().to_str().expect("UTF-8")];
+        let options = ["-p", &port, "-U", SUPERUSER, "-c", "fast", "-R", "-D"];
+        let arguments = source.into_iter().chain(options).map(OsStr::new);
+        self.run("pg_basebackup", arguments.chain([data.as_os_str()]));
+        let socket = standby.folder.path().display();
+        standby.configure(&format!("unix_socket_directories = '{socket}'\n"));
+        standby.start_server();
+        standby
+    }
+
+    /// Ends the recovery of a standby.
+    pub fn promote(&self) {
+        let data = self.data();
+        let arguments = ["promote", "-w", "-s", "-D"].map(OsStr::new);
+        self.run("pg_ctl", arguments.into_iter().chain([data.as_os_str()]));
+    }
+
+    /// Copies a database into an empty one, by `pg_dump` and `psql`.
+    pub fn dump_into(&self, from: &str, to: &str) {
+        let port = PORT.to_string();
+        let file = self.folder.path().join("dump.sql");
+        let host = self.folder.path().to_str().expect("UTF-8");
+        let login = ["-h", host, "-p", &port, "-U", SUPERUSER, "-f"];
+        let file = [file.as_os_str(), OsStr::new("-d")];
+        let common = || login.map(OsStr::new).into_iter().chain(file);
+        self.run("pg_dump", common().chain([OsStr::new(from)]));
+        let strict = ["-X", "-q", "-v", "ON_ERROR_STOP=1"].map(OsStr::new);
+        let arguments = common().chain([OsStr::new(to)]).chain(strict);
+        self.run("psql", arguments);
     }
 
     /// The data directory.
@@ -256,6 +302,13 @@ impl Cluster {
     /// Connects as a superuser to database `postgres`.
     pub fn client(&self) -> Client {
         self.client_of(SUPERUSER, "postgres")
+    }
+
+    /// Whether PostgreSQL lets clients in, which it does not while it recovers.
+    pub fn accepts_connections(&self) -> bool {
+        let mut command = self.command("pg_isready");
+        command.arg("-q").arg("-h").arg(self.folder.path());
+        command.status().is_ok_and(|status| status.success())
     }
 
     /// Connects as a role to a database.

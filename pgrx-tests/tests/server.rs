@@ -281,6 +281,56 @@ fn it_dies_with_a_killed_postmaster_even_in_work() {
 }
 
 #[test]
+fn it_is_replaced_when_a_backend_crashes() {
+    let cluster = Cluster::with_models();
+    let mut client = cluster.client();
+    assert!(embeds(&mut client));
+    let first = server(&cluster, &mut client);
+    let backend: i32 = client
+        .query_one("SELECT pg_backend_pid()", &[])
+        .unwrap()
+        .get(0);
+    // PostgreSQL then ends all its processes and starts them anew.
+    kill(backend, libc::SIGKILL);
+    wait_until("the server is gone", Duration::from_secs(10), || {
+        !is_alive(first)
+    });
+    wait_until("PostgreSQL is back", Duration::from_secs(60), || {
+        cluster.accepts_connections()
+    });
+    let mut client = cluster.client();
+    assert!(embeds(&mut client));
+    assert_ne!(server(&cluster, &mut client), first);
+}
+
+#[test]
+fn a_request_that_waited_goes_on_with_the_next_server() {
+    let cluster = Cluster::with_models();
+    let first = server(&cluster, &mut cluster.client());
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let mut client = cluster.client();
+            // Less than it will have waited for the first server.
+            client
+                .batch_execute("SET pg_sight.start_timeout = '4s'")
+                .unwrap();
+            let query = LONG.replace("20000", "100");
+            client
+                .query_one(&query, &[])
+                .map(|row| row.get::<_, i64>(0))
+        });
+        wait_for_work(&cluster);
+        // Keeps the first server from finishing until the time is over.
+        kill(first, libc::SIGSTOP);
+        thread::sleep(Duration::from_secs(5));
+        kill(first, libc::SIGTERM);
+        kill(first, libc::SIGCONT);
+        assert_eq!(waiting.join().unwrap().unwrap(), 1);
+    });
+    assert_ne!(server(&cluster, &mut cluster.client()), first);
+}
+
+#[test]
 fn it_exits_when_idle_and_comes_back() {
     let cluster = Cluster::with_models_and(&["pg_sight.idle_timeout = '700ms'"]);
     let mut client = cluster.client();

@@ -35,10 +35,14 @@ thread_local! {
 pub fn request(request: &Request, body: &[&[u8]]) -> Result<(Response, Bytes), SqlError> {
     let frame = encode(request, body)?;
     let deadline = gucs::request_timeout().map(|timeout| Instant::now() + timeout);
-    let start_deadline = Instant::now() + gucs::start_timeout();
+    let mut start_deadline = Instant::now() + gucs::start_timeout();
     loop {
         let mut connection = connect(start_deadline)?;
-        let answer = match connection.exchange(&frame, deadline) {
+        let asked = Instant::now();
+        let exchanged = connection.exchange(&frame, deadline);
+        // A server was there: that time does not count as waiting for one.
+        start_deadline += asked.elapsed();
+        let answer = match exchanged {
             Ok(answer) => answer,
             Err(ExchangeError::Failed(error)) => return Err(error),
             Err(ExchangeError::Lost(detail)) => return Err(lost(&detail)),
