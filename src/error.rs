@@ -3,13 +3,15 @@
 //!
 //! pgrx reports only SQLSTATEs that PostgreSQL itself defines (any other
 //! becomes `internal_error` on its way through a Rust panic). The functions of
-//! this extension therefore return [`SqlError`] as a value, and [`raise`] hands
-//! it to PostgreSQL in the outermost frame, where nothing is left to drop.
+//! this extension therefore return [`SqlError`] as a value, and [`RaisedError`]
+//! hands it to PostgreSQL in the outermost frame, where nothing is left to drop.
 
 use std::ffi::{CString, c_char, c_int};
 
 use pgrx::pg_sys;
 use sight_protocol::{ErrorCode, ErrorReply, FrameError, OptionsError};
+
+use crate::text::to_server_lossy;
 
 /// Five characters of class PS (pg_sight), or of PostgreSQL's own classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,40 +143,59 @@ unsafe extern "C-unwind" {
     fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
 }
 
-/// A copy in PostgreSQL's memory, which outlives the jump; null for `None`.
-fn palloc_string(text: Option<String>) -> *mut c_char {
+/// An error in PostgreSQL's memory, which has nothing to drop.
+#[derive(Clone, Copy)]
+pub struct RaisedError {
+    code: c_int,
+    message: *const c_char,
+    /// Null for none.
+    detail: *const c_char,
+    /// Null for none.
+    hint: *const c_char,
+}
+
+/// A copy in PostgreSQL's memory, in the database's encoding; null for `None`.
+fn palloc_string(text: Option<String>) -> *const c_char {
     // A NUL cannot be passed on; what follows it is lost, not the error.
-    let text = text.map(|text| text.split('\0').next().unwrap_or_default().to_owned());
+    let text = text.map(|text| to_server_lossy(text.split('\0').next().unwrap_or_default()));
     let Some(text) = text.and_then(|text| CString::new(text).ok()) else {
-        return std::ptr::null_mut();
+        return std::ptr::null();
     };
     // SAFETY: pstrdup copies a NUL-terminated string into the current context.
     unsafe { pg_sys::pstrdup(text.as_ptr()) }
 }
 
-/// Raises the error in PostgreSQL.
-///
-/// # Safety
-/// Must be called on the backend's main thread from a frame with nothing to
-/// drop, and with no such frame between it and PostgreSQL: this jumps.
-pub unsafe fn raise(error: SqlError) -> ! {
-    let code = error.state.encoded();
-    let message = palloc_string(Some(error.message));
-    let detail = palloc_string(error.detail);
-    let hint = palloc_string(error.hint);
-    // SAFETY: everything Rust owned was moved into PostgreSQL's memory above;
-    // the strings are NUL-terminated or null, and null ones are left out.
-    unsafe {
-        errstart(pgrx::PgLogLevel::ERROR as c_int, std::ptr::null());
-        errcode(code);
-        errmsg(c"%s".as_ptr(), message);
-        if !detail.is_null() {
-            errdetail(c"%s".as_ptr(), detail);
+impl RaisedError {
+    /// To be called where PostgreSQL's own errors are caught: it may lack memory.
+    pub fn new(error: SqlError) -> Self {
+        Self {
+            code: error.state.encoded(),
+            message: palloc_string(Some(error.message)),
+            detail: palloc_string(error.detail),
+            hint: palloc_string(error.hint),
         }
-        if !hint.is_null() {
-            errhint(c"%s".as_ptr(), hint);
-        }
-        errfinish(c"pg_sight".as_ptr(), 0, std::ptr::null());
     }
-    unreachable!("errfinish does not return from an ERROR")
+
+    /// Raises the error in PostgreSQL.
+    ///
+    /// # Safety
+    /// Must be called on the backend's main thread from a frame with nothing to
+    /// drop, and with no such frame between it and PostgreSQL: this jumps.
+    pub unsafe fn raise(self) -> ! {
+        // SAFETY: the strings are NUL-terminated or null, and null ones are left
+        // out; the frame has nothing to drop.
+        unsafe {
+            errstart(pgrx::PgLogLevel::ERROR as c_int, std::ptr::null());
+            errcode(self.code);
+            errmsg(c"%s".as_ptr(), self.message);
+            if !self.detail.is_null() {
+                errdetail(c"%s".as_ptr(), self.detail);
+            }
+            if !self.hint.is_null() {
+                errhint(c"%s".as_ptr(), self.hint);
+            }
+            errfinish(c"pg_sight".as_ptr(), 0, std::ptr::null());
+        }
+        unreachable!("errfinish does not return from an ERROR")
+    }
 }

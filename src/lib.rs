@@ -9,6 +9,7 @@ mod gucs;
 mod index;
 mod server;
 mod sql;
+mod text;
 
 use pgrx::pg_guard;
 

@@ -254,3 +254,15 @@ fn vectors_of_the_wrong_dimension() {
     let failure = sql_failure(client.query("SELECT v <#> embed('x') FROM t", &[]));
     assert_eq!(failure.state, "22000");
 }
+
+#[test]
+fn options_that_no_number_holds() {
+    let cluster = Cluster::with_models();
+    let mut client = cluster.client();
+    let failure = sql_failure(client.query(
+        "SELECT blip_describe('', options => '{\"temperature\": 1e400}')",
+        &[],
+    ));
+    assert_eq!(failure.state, "22023");
+    explained(&failure);
+}

@@ -191,3 +191,111 @@ fn wrong_declarations_are_refused() {
     let called = sql_failure(client.query("SELECT sight_describe_trigger()", &[]));
     assert_eq!(called.state, "39P01");
 }
+
+#[test]
+fn partitions_have_columns_of_their_own_order() {
+    let cluster = Cluster::with_models();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            r#"CREATE TABLE p (id int, "im""age" bytea, "Text %s" text, v vector(384))
+                 PARTITION BY LIST (id);
+             CREATE TRIGGER t BEFORE INSERT OR UPDATE ON p FOR EACH ROW
+                 EXECUTE FUNCTION sight_describe_trigger('im"age', 'Text %s', 'v');
+             CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1);
+             CREATE TABLE p2 (v vector(384), junk int, "Text %s" text, id int, "im""age" bytea);
+             ALTER TABLE p2 DROP COLUMN junk;
+             ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2)"#,
+        )
+        .unwrap();
+    let (golden, image) = &captioner_goldens()[0];
+    client
+        .execute(
+            r#"INSERT INTO p (id, "im""age") SELECT i, $1 FROM generate_series(1, 2) AS i"#,
+            &[image],
+        )
+        .unwrap();
+    let right = r#"SELECT count(*) FROM p WHERE "Text %s" = $1 AND v <-> embed("Text %s") < 1e-5"#;
+    let right = |client: &mut Client, text: &str| -> i64 {
+        client.query_one(right, &[&text]).unwrap().get(0)
+    };
+    assert_eq!(
+        right(&mut client, golden["greedy_text"].as_str().unwrap()),
+        2
+    );
+    // From one partition to the other, with an update.
+    client
+        .execute(
+            r#"UPDATE p SET id = 2, "Text %s" = 'moved' WHERE id = 1"#,
+            &[],
+        )
+        .unwrap();
+    assert_eq!(right(&mut client, "moved"), 1);
+}
+
+#[test]
+fn an_upsert_describes_what_it_writes() {
+    let cluster = Cluster::with_models();
+    let mut client = cluster.client();
+    client.batch_execute(TABLE).unwrap();
+    let goldens = captioner_goldens();
+    for (golden, image) in &goldens[..2] {
+        client
+            .execute(
+                "INSERT INTO product (id, image) VALUES (1, $1)
+                 ON CONFLICT (id) DO UPDATE SET image = excluded.image",
+                &[image],
+            )
+            .unwrap();
+        let caption = golden["greedy_text"].as_str().map(str::to_owned);
+        assert_eq!(row(&mut client), (caption, Some(true)));
+    }
+}
+
+#[test]
+fn generated_columns_are_refused() {
+    let cluster = Cluster::with_models();
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE TABLE p (
+                 source text, image bytea GENERATED ALWAYS AS (source::bytea) STORED,
+                 description text, desc_vec vector(384));
+             CREATE TRIGGER t BEFORE INSERT ON p FOR EACH ROW
+                 EXECUTE FUNCTION sight_describe_trigger('image', 'description', 'desc_vec')",
+        )
+        .unwrap();
+    let failure = sql_failure(client.execute("INSERT INTO p (source) VALUES ('x')", &[]));
+    assert_eq!(failure.state, "42P17");
+    assert!(failure.message.contains("\"image\"") && !failure.detail.is_empty());
+}
+
+#[test]
+fn a_picture_that_is_left_alone_is_not_read() {
+    let cluster = Cluster::with_models();
+    let mut client = cluster.client();
+    client.batch_execute(TABLE).unwrap();
+    // Too large for a row and not compressible: stored beside the table.
+    client
+        .batch_execute(
+            "CREATE TRIGGER always BEFORE UPDATE ON product FOR EACH ROW
+                 EXECUTE FUNCTION sight_describe_trigger('image', 'description', 'desc_vec');
+             ALTER TABLE product ALTER image SET STORAGE EXTERNAL;
+             INSERT INTO product (id, image, description)
+                 VALUES (1, convert_to(repeat('x', 4000000), 'UTF8'), 'given')",
+        )
+        .unwrap();
+    let blocks = |client: &mut Client| -> i64 {
+        client
+            .batch_execute("SELECT pg_stat_force_next_flush()")
+            .unwrap();
+        let read = "SELECT coalesce(toast_blks_read + toast_blks_hit, 0)
+                    FROM pg_statio_user_tables WHERE relname = 'product'";
+        client.query_one(read, &[]).unwrap().get(0)
+    };
+    let before = blocks(&mut client);
+    client.execute("UPDATE product SET price = 9", &[]).unwrap();
+    assert!(blocks(&mut client) - before < 100);
+    client.query("SELECT md5(image) FROM product", &[]).unwrap();
+    assert!(blocks(&mut client) - before > 300, "reading is counted");
+}

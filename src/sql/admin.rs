@@ -1,15 +1,16 @@
 //! Management of models. The SQL functions that write the table are declared
 //! in `sql/models.sql`; these ask the server.
 
-use pgrx::JsonB;
+use pgrx::pg_sys;
 use serde_json::json;
 use sight_protocol::{ModelRef, Request, Response};
 
-use super::call::{Call, SqlResult, datum, sql_function};
+use super::call::{Call, SqlResult, sql_function};
 use super::registry;
 use crate::error::{SqlError, SqlState};
 use crate::gucs;
 use crate::server::client;
+use crate::text;
 
 sql_function!(sight_model_inspect, pg_finfo_sight_model_inspect, inspect);
 sql_function!(sight_model_load, pg_finfo_sight_model_load, load);
@@ -18,8 +19,7 @@ sql_function!(sight_model_unload, pg_finfo_sight_model_unload, unload);
 /// `sight_model_inspect(name text, directory text) → jsonb`: what the files of
 /// a model say, after they were checked.
 fn inspect(call: &Call) -> SqlResult {
-    let (Some(name), Some(directory)) = (call.argument::<String>(0), call.argument::<String>(1))
-    else {
+    let (Some(name), Some(directory)) = (call.text(0)?, call.text(1)?) else {
         return Err(SqlError::new(
             SqlState(b"22004"),
             "name and directory must not be null",
@@ -44,12 +44,12 @@ fn inspect(call: &Call) -> SqlResult {
         limits: gucs::limits(),
     };
     match client::request(&Request::Inspect { model }, &[])?.0 {
-        Response::Model(info) => datum(JsonB(json!({
+        Response::Model(info) => Ok(Some(text::json_datum(&json!({
             "task": info.task.as_str(),
             "architecture": info.architecture.as_str(),
             "dimensions": info.dimensions,
             "parameters": info.parameters,
-        }))),
+        })))),
         _ => Err(client::unexpected()),
     }
 }
@@ -65,7 +65,7 @@ fn unload(call: &Call) -> SqlResult {
 }
 
 fn manage(call: &Call, request: fn(ModelRef) -> Request) -> SqlResult {
-    let Some(name) = call.argument::<String>(0) else {
+    let Some(name) = call.text(0)? else {
         return Err(SqlError::new(
             SqlState(b"22004"),
             "name of a model must not be null",
@@ -73,7 +73,7 @@ fn manage(call: &Call, request: fn(ModelRef) -> Request) -> SqlResult {
     };
     let model = registry::find(call.function(), &name)?;
     match client::request(&request(model), &[])?.0 {
-        Response::Done => datum(()),
+        Response::Done => Ok(Some(pg_sys::Datum::from(0))),
         _ => Err(client::unexpected()),
     }
 }

@@ -3,9 +3,11 @@
 //! They are declared by hand and not through `#[pg_extern]`, because they
 //! return [`SqlError`] with SQLSTATEs of their own, see `error`.
 
-use pgrx::{FromDatum, IntoDatum, pg_sys};
+use pgrx::{Array, FromDatum, pg_sys};
+use serde_json::Value;
 
-use crate::error::SqlError;
+use crate::error::{RaisedError, SqlError};
+use crate::text;
 
 /// Result of an SQL function; `None` is NULL.
 pub type SqlResult = Result<Option<pg_sys::Datum>, SqlError>;
@@ -23,6 +25,41 @@ impl Call {
         Self { fcinfo }
     }
 
+    /// Argument `index` (from 0), a text; `None` when it is NULL.
+    ///
+    /// # Errors
+    /// A text that cannot be UTF-8.
+    pub fn text(&self, index: usize) -> Result<Option<String>, SqlError> {
+        // What a text holds is read like the bytes of a bytea.
+        self.argument::<&[u8]>(index)
+            .map(text::from_server)
+            .transpose()
+    }
+
+    /// Argument `index` (from 0), an array of texts, flat; `None` when it is NULL.
+    ///
+    /// # Errors
+    /// A text that cannot be UTF-8.
+    pub fn texts(&self, index: usize) -> Result<Option<Vec<Option<String>>>, SqlError> {
+        let Some(array) = self.argument::<Array<&[u8]>>(index) else {
+            return Ok(None);
+        };
+        let texts = array
+            .iter()
+            .map(|text| text.map(text::from_server).transpose());
+        texts.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Argument `index` (from 0), a jsonb; `None` when it is NULL.
+    ///
+    /// # Errors
+    /// A number that Rust cannot hold.
+    pub fn json(&self, index: usize) -> Result<Option<Value>, SqlError> {
+        self.argument::<pg_sys::Datum>(index)
+            .map(text::json_from)
+            .transpose()
+    }
+
     /// Argument `index` (from 0), `None` when it is NULL. `T` must fit the
     /// argument's declared type.
     pub fn argument<T: FromDatum>(&self, index: usize) -> Option<T> {
@@ -37,7 +74,8 @@ impl Call {
     }
 
     /// What this place of the query kept from its last call, or a new `T`. It
-    /// lives as long as the prepared expression: one execution of a statement.
+    /// lives as long as the prepared expression: one execution of a statement, or
+    /// in an expression of PL/pgSQL a transaction.
     pub fn site<T: Default>(&self) -> &T {
         // SAFETY: fn_extra belongs to this function alone and holds null or the
         // T that was stored here; fn_mcxt lives exactly as long as flinfo and
@@ -74,21 +112,55 @@ pub unsafe fn enter(
 ) -> pg_sys::Datum {
     // SAFETY: the caller passes its own fcinfo. The guard turns panics and
     // PostgreSQL's errors inside the body into errors of this function.
-    let result =
-        unsafe { pg_sys::submodules::panic::pgrx_extern_c_guard(|| body(&Call::new(fcinfo))) };
+    let result = unsafe {
+        pg_sys::submodules::panic::pgrx_extern_c_guard(|| {
+            body(&Call::new(fcinfo)).map_err(RaisedError::new)
+        })
+    };
     match result {
         Ok(Some(datum)) => datum,
         // SAFETY: as above.
         Ok(None) => unsafe { pgrx::fcinfo::pg_return_null(fcinfo) },
-        // SAFETY: the error is moved; this frame and its caller have nothing
-        // else to drop.
-        Err(error) => unsafe { crate::error::raise(error) },
+        // SAFETY: this frame and its caller have nothing to drop.
+        Err(error) => unsafe { error.raise() },
     }
 }
 
-/// Converts a result value.
-pub fn datum<T: IntoDatum>(value: T) -> SqlResult {
-    Ok(value.into_datum())
+/// An array of values in the current memory context; `None` becomes NULL.
+///
+/// # Safety
+/// The values must be of type `element`, and that of variable length and aligned
+/// as int, like text.
+pub unsafe fn varlena_array(
+    values: &[Option<pg_sys::Datum>],
+    element: pg_sys::Oid,
+) -> pg_sys::Datum {
+    let mut datums: Vec<_> = values
+        .iter()
+        .map(|value| value.unwrap_or(pg_sys::Datum::from(0)))
+        .collect();
+    let mut nulls: Vec<_> = values.iter().map(Option::is_none).collect();
+    let mut dimensions = [datums.len() as i32];
+    let mut lower_bounds = [1];
+    // SAFETY: datums and nulls have the given length; the rest is the caller's
+    // promise.
+    unsafe {
+        if datums.is_empty() {
+            return pg_sys::Datum::from(pg_sys::construct_empty_array(element));
+        }
+        let array = pg_sys::construct_md_array(
+            datums.as_mut_ptr(),
+            nulls.as_mut_ptr(),
+            1,
+            dimensions.as_mut_ptr(),
+            lower_bounds.as_mut_ptr(),
+            element,
+            -1,
+            false,
+            pg_sys::TYPALIGN_INT as std::ffi::c_char,
+        );
+        pg_sys::Datum::from(array)
+    }
 }
 
 /// Defines the C symbol of an SQL function and the record that tells

@@ -1,12 +1,13 @@
 //! `blip_describe` and `blip_describe_batch`.
 
-use pgrx::{Array, JsonB, pg_sys};
+use pgrx::{Array, pg_sys};
 use sight_protocol::{GenerationOptions, ModelRef, ModelTask, Request, Response};
 
-use super::call::{Call, SqlResult, datum, sql_function};
+use super::call::{Call, SqlResult, sql_function, varlena_array};
 use super::registry;
 use crate::error::{SqlError, SqlState};
 use crate::server::client;
+use crate::text;
 
 sql_function!(sight_describe, pg_finfo_sight_describe, describe);
 sql_function!(
@@ -26,13 +27,13 @@ const REQUEST_IMAGES: usize = 256;
 
 /// `blip_describe(image bytea, prompt text, model text, options jsonb) → text`
 fn describe(call: &Call) -> SqlResult {
-    let prompts = call.argument::<String>(1).into_iter().collect();
+    let prompts = call.text(1)?.into_iter().collect();
     describe_one(call, prompts)
 }
 
 /// `blip_describe(image bytea, prompts text[], model text, options jsonb) → text`
 fn describe_prompts(call: &Call) -> SqlResult {
-    let prompts = call.argument::<Vec<Option<String>>>(1).unwrap_or_default();
+    let prompts = call.texts(1)?.unwrap_or_default();
     let prompts: Option<Vec<String>> = prompts.into_iter().collect();
     match prompts {
         Some(prompts) if !prompts.is_empty() => describe_one(call, prompts),
@@ -52,11 +53,12 @@ fn describe_one(call: &Call, prompts: Vec<String>) -> SqlResult {
     let Some(image) = call.argument::<&[u8]>(0) else {
         return Ok(None);
     };
-    let options = options(call.argument(3))?;
-    let name = registry::model_name(call.argument(2), ModelTask::Describe);
+    let options = options(call)?;
+    let name = registry::model_name(call.text(2)?, ModelTask::Describe)?;
     let model = registry::find(call.function(), &name)?;
     let mut captions = describe_images(&model, &[image], &prompts, &options)?;
-    datum(captions.pop().ok_or_else(client::unexpected)?)
+    let caption = captions.pop().ok_or_else(client::unexpected)?;
+    Ok(Some(text::to_datum(&caption)))
 }
 
 /// Describes one picture with the named model and no prompt.
@@ -75,9 +77,9 @@ fn describe_batch(call: &Call) -> SqlResult {
     let Some(images) = call.argument::<Array<&[u8]>>(0) else {
         return Ok(None);
     };
-    let prompts: Vec<String> = call.argument::<String>(1).into_iter().collect();
-    let options = options(call.argument(3))?;
-    let name = registry::model_name(call.argument(2), ModelTask::Describe);
+    let prompts: Vec<String> = call.text(1)?.into_iter().collect();
+    let options = options(call)?;
+    let name = registry::model_name(call.text(2)?, ModelTask::Describe)?;
     let model = registry::find(call.function(), &name)?;
     let present: Vec<&[u8]> = images.iter().flatten().collect();
     let mut captions = Vec::with_capacity(present.len());
@@ -88,11 +90,15 @@ fn describe_batch(call: &Call) -> SqlResult {
         rest = after;
     }
     let mut captions = captions.into_iter();
-    let rows: Vec<Option<String>> = images
+    let rows: Vec<Option<pg_sys::Datum>> = images
         .iter()
-        .map(|image| image.as_ref().and_then(|_| captions.next()))
+        .map(|image| {
+            let caption = image.and_then(|_| captions.next());
+            caption.map(|caption| text::to_datum(&caption))
+        })
         .collect();
-    datum(rows)
+    // SAFETY: the values are texts.
+    Ok(Some(unsafe { varlena_array(&rows, pg_sys::TEXTOID) }))
 }
 
 /// How many of the pictures fit into one request; at least one.
@@ -105,9 +111,9 @@ fn request_length(images: &[&[u8]]) -> usize {
     fitting.count().max(1)
 }
 
-fn options(options: Option<JsonB>) -> Result<GenerationOptions, SqlError> {
-    match options {
-        Some(JsonB(value)) => Ok(GenerationOptions::from_json(&value)?),
+fn options(call: &Call) -> Result<GenerationOptions, SqlError> {
+    match call.json(3)? {
+        Some(value) => Ok(GenerationOptions::from_json(&value)?),
         None => Ok(GenerationOptions::default()),
     }
 }

@@ -23,47 +23,66 @@ const REQUEST_TEXTS: usize = 8192;
 /// `ORDER BY desc_vec <#> embed('...')` for every row.
 #[derive(Default)]
 struct CallSite {
-    last: Option<(CallKey, Vec<f32>)>,
+    last: Option<Answer>,
 }
 
-#[derive(PartialEq, Eq)]
-struct CallKey {
-    model: String,
+struct Answer {
+    /// Name of the model, and which one that was.
+    name: String,
+    directory: String,
+    /// What `directory` was looked up in.
+    registered: registry::Version,
     text: String,
+    embedding: Vec<f32>,
 }
 
 /// `embed(text, model text DEFAULT NULL) → vector`
 fn embed(call: &Call) -> SqlResult {
-    let Some(text) = call.argument::<String>(0) else {
+    let Some(text) = call.text(0)? else {
         return Ok(None);
     };
-    let model = registry::model_name(call.argument(1), ModelTask::Embed);
-    let key = CallKey { model, text };
-    let site = call.site::<RefCell<CallSite>>();
-    if let Some((last, embedding)) = &site.borrow().last
-        && *last == key
+    let name = registry::model_name(call.text(1)?, ModelTask::Embed)?;
+    let registered = registry::version();
+    let mut site = call.site::<RefCell<CallSite>>().borrow_mut();
+    let same = |last: &Answer| last.name == name && last.text == text;
+    if let Some(last) = site.last.as_ref().filter(|last| same(last))
+        && last.registered == registered
     {
-        return vector::to_datum(embedding).map(Some);
+        return vector::to_datum(&last.embedding).map(Some);
     }
-    let embedding = embed_text(call.function(), &key.model, &key.text)?;
+    let model = registry::find(call.function(), &name)?;
+    let last = site.last.take().filter(same);
+    let embedding = match last.filter(|last| last.directory == model.directory) {
+        Some(last) => last.embedding,
+        None => embed_one(&model, &text)?,
+    };
     let datum = vector::to_datum(&embedding)?;
-    site.borrow_mut().last = Some((key, embedding));
+    site.last = Some(Answer {
+        name,
+        directory: model.directory,
+        registered,
+        text,
+        embedding,
+    });
     Ok(Some(datum))
 }
 
 /// Embeds one text with the named model.
 pub fn embed_text(function: pg_sys::Oid, model: &str, text: &str) -> Result<Vec<f32>, SqlError> {
-    let model = registry::find(function, model)?;
-    let mut embeddings = embed_texts(&model, vec![text.to_owned()])?;
+    embed_one(&registry::find(function, model)?, text)
+}
+
+fn embed_one(model: &ModelRef, text: &str) -> Result<Vec<f32>, SqlError> {
+    let mut embeddings = embed_texts(model, vec![text.to_owned()])?;
     embeddings.pop().ok_or_else(client::unexpected)
 }
 
 /// `embed_batch(texts text[], model text DEFAULT NULL) → vector[]`
 fn embed_batch(call: &Call) -> SqlResult {
-    let Some(texts) = call.argument::<Vec<Option<String>>>(0) else {
+    let Some(texts) = call.texts(0)? else {
         return Ok(None);
     };
-    let model = registry::model_name(call.argument(1), ModelTask::Embed);
+    let model = registry::model_name(call.text(1)?, ModelTask::Embed)?;
     let model = registry::find(call.function(), &model)?;
     let present: Vec<bool> = texts.iter().map(Option::is_some).collect();
     let mut embeddings = Vec::with_capacity(texts.len());

@@ -10,6 +10,7 @@ use sight_protocol::{ModelRef, ModelTask};
 
 use crate::error::{SqlError, SqlState};
 use crate::gucs;
+use crate::text;
 
 const TABLE: &CStr = c"sight_model";
 /// Columns of `sight_model`, from 1.
@@ -17,11 +18,36 @@ const NAME: NonZeroUsize = NonZeroUsize::new(1).unwrap();
 const DIRECTORY: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
 /// The name of the model a call uses: the one it names, or the setting's.
-pub fn model_name(named: Option<String>, task: ModelTask) -> String {
-    named.unwrap_or_else(|| match task {
-        ModelTask::Embed => gucs::string(&gucs::EMBED_MODEL),
-        ModelTask::Describe => gucs::string(&gucs::DESCRIBE_MODEL),
-    })
+pub fn model_name(named: Option<String>, task: ModelTask) -> Result<String, SqlError> {
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    let setting = match task {
+        ModelTask::Embed => gucs::EMBED_MODEL.get(),
+        ModelTask::Describe => gucs::DESCRIBE_MODEL.get(),
+    };
+    text::from_server(setting.unwrap_or_default().as_bytes())
+}
+
+/// Which rows of the table a look-up sees: two of the same version see the same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Version {
+    oldest: pg_sys::TransactionId,
+    next: pg_sys::TransactionId,
+    running: u32,
+    command: pg_sys::CommandId,
+}
+
+/// The version that a look-up would see now.
+pub fn version() -> Version {
+    // SAFETY: a function always runs under an active snapshot.
+    let snapshot = unsafe { &*pg_sys::GetActiveSnapshot() };
+    Version {
+        oldest: snapshot.xmin,
+        next: snapshot.xmax,
+        running: snapshot.xcnt,
+        command: snapshot.curcid,
+    }
 }
 
 /// Finds a registered model.
@@ -31,7 +57,7 @@ pub fn model_name(named: Option<String>, task: ModelTask) -> String {
 /// # Errors
 /// No model of that name is registered.
 pub fn find(function: pg_sys::Oid, name: &str) -> Result<ModelRef, SqlError> {
-    match directory_of(function, name) {
+    match directory_of(function, name)? {
         Some(directory) => Ok(ModelRef {
             name: name.to_owned(),
             directory,
@@ -50,7 +76,8 @@ pub fn find(function: pg_sys::Oid, name: &str) -> Result<ModelRef, SqlError> {
     }
 }
 
-fn directory_of(function: pg_sys::Oid, name: &str) -> Option<String> {
+fn directory_of(function: pg_sys::Oid, name: &str) -> Result<Option<String>, SqlError> {
+    let name = text::to_server(name);
     // SAFETY: look-ups and a scan by PostgreSQL's own means on the main thread;
     // the table is closed after its rows were copied. On an error PostgreSQL
     // closes them itself.
@@ -58,7 +85,7 @@ fn directory_of(function: pg_sys::Oid, name: &str) -> Option<String> {
         let schema = pg_sys::get_func_namespace(function);
         let table_oid = pg_sys::get_relname_relid(TABLE.as_ptr(), schema);
         if table_oid == pg_sys::InvalidOid {
-            return None;
+            return Ok(None);
         }
         let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
         let table = pg_sys::table_open(table_oid, lock);
@@ -77,7 +104,7 @@ fn directory_of(function: pg_sys::Oid, name: &str) -> Option<String> {
             if tuple.is_null() {
                 break;
             }
-            if column(tuple, NAME, table).as_deref() == Some(name) {
+            if column(tuple, NAME, table).as_deref() == Some(name.as_slice()) {
                 found = column(tuple, DIRECTORY, table);
                 break;
             }
@@ -85,6 +112,8 @@ fn directory_of(function: pg_sys::Oid, name: &str) -> Option<String> {
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(table, lock);
         found
+            .map(|directory| text::from_server(&directory))
+            .transpose()
     }
 }
 
@@ -94,10 +123,10 @@ unsafe fn column(
     tuple: pg_sys::HeapTuple,
     number: NonZeroUsize,
     table: pg_sys::Relation,
-) -> Option<String> {
+) -> Option<Vec<u8>> {
     // SAFETY: the caller's promise; the text is copied.
     unsafe {
         let datum = pgrx::htup::heap_getattr_raw(tuple, number, (*table).rd_att)?;
-        String::from_datum(datum, false)
+        Vec::<u8>::from_datum(datum, false)
     }
 }

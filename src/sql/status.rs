@@ -1,11 +1,11 @@
 //! The server's state, for the views `sight_server_status` and `sight_models`.
 
-use pgrx::JsonB;
 use serde_json::{Value, json};
 use sight_protocol::{Request, Response};
 
-use super::call::{Call, SqlResult, datum, sql_function};
+use super::call::{Call, SqlResult, sql_function};
 use crate::server::{client, files};
+use crate::text;
 
 sql_function!(
     sight_server_state,
@@ -44,5 +44,5 @@ fn server_state(_call: &Call) -> SqlResult {
             row.extend(live);
         }
     }
-    datum(JsonB(row))
+    Ok(Some(text::json_datum(&row)))
 }

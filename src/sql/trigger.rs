@@ -10,6 +10,7 @@ use sight_protocol::ModelTask;
 use super::call::{Call, SqlResult, sql_function};
 use super::{describe, embed, registry, vector};
 use crate::error::{SqlError, SqlState};
+use crate::text;
 
 sql_function!(
     sight_describe_trigger,
@@ -39,13 +40,13 @@ struct Columns {
 }
 
 /// What becomes of description and vector.
-enum Plan {
+enum Plan<'a> {
     /// Nothing changed: nothing is computed.
     Keep,
     /// Neither picture nor description.
     Clear,
     /// Describe the picture, embed the description.
-    Describe(Vec<u8>),
+    Describe(&'a [u8]),
     /// The user's description is kept and embedded.
     Embed(String),
 }
@@ -55,17 +56,17 @@ fn describe_trigger(call: &Call) -> SqlResult {
     // A statement calls its trigger for one table only, with the same arguments.
     let site = call.site::<OnceCell<Columns>>();
     let columns = site.get_or_try_init(|| columns(rows.relation, &arguments))?;
-    let tuple = match plan(&rows, columns) {
+    let tuple = match plan(&rows, columns)? {
         Plan::Keep => rows.new,
         Plan::Clear => replace(&rows, columns, None, None),
         Plan::Describe(image) => {
-            let model = registry::model_name(None, ModelTask::Describe);
-            let description = describe::describe_image(call.function(), &model, &image)?;
+            let model = registry::model_name(None, ModelTask::Describe)?;
+            let description = describe::describe_image(call.function(), &model, image)?;
             let embedding = embedding(call, columns, &description)?;
             replace(
                 &rows,
                 columns,
-                Some(vector::text_datum(&description)),
+                Some(text::to_datum(&description)),
                 Some(embedding),
             )
         }
@@ -74,7 +75,7 @@ fn describe_trigger(call: &Call) -> SqlResult {
             replace(
                 &rows,
                 columns,
-                Some(vector::text_datum(&description)),
+                Some(text::to_datum(&description)),
                 Some(embedding),
             )
         }
@@ -83,7 +84,7 @@ fn describe_trigger(call: &Call) -> SqlResult {
 }
 
 fn embedding(call: &Call, columns: &Columns, description: &str) -> Result<pg_sys::Datum, SqlError> {
-    let model = registry::model_name(None, ModelTask::Embed);
+    let model = registry::model_name(None, ModelTask::Embed)?;
     let embedding = embed::embed_text(call.function(), &model, description)?;
     let expected = columns.embedding.typmod;
     if expected > 0 && expected as usize != embedding.len() {
@@ -199,6 +200,16 @@ fn column(relation: pg_sys::Relation, name: &CString) -> Result<Column, SqlError
             )
             .hint("The arguments of sight_describe_trigger name columns of its table."));
         }
+        if pg_sys::get_attgenerated((*relation).rd_id, number as i16) != 0 {
+            return Err(SqlError::new(
+                SqlState(b"42P17"),
+                format!(
+                    "column \"{}\" of sight_describe_trigger must not be generated",
+                    name.to_string_lossy()
+                ),
+            )
+            .detail("Generated columns are computed after BEFORE triggers have run."));
+        }
         let mut type_oid = pg_sys::InvalidOid;
         let mut collation = pg_sys::InvalidOid;
         let mut typmod = -1;
@@ -217,34 +228,60 @@ fn column(relation: pg_sys::Relation, name: &CString) -> Result<Column, SqlError
     }
 }
 
-fn plan(rows: &Rows, columns: &Columns) -> Plan {
-    let image = |tuple| value::<Vec<u8>>(rows, tuple, &columns.image);
-    let description = |tuple| value::<String>(rows, tuple, &columns.description);
-    let (new_image, new_description) = (image(rows.new), description(rows.new));
-    let Some(old) = rows.old else {
-        return match (new_description, new_image) {
-            (Some(description), _) => Plan::Embed(description),
-            (None, Some(image)) => Plan::Describe(image),
-            (None, None) => Plan::Clear,
-        };
+fn plan<'a>(rows: &Rows, columns: &Columns) -> Result<Plan<'a>, SqlError> {
+    let image = value(rows, rows.new, &columns.image);
+    let description = value(rows, rows.new, &columns.description);
+    let changed = |new, column| match rows.old {
+        Some(old) => !is_same(value(rows, old, column), new),
+        None => true,
     };
-    let same_image = image(old) == new_image;
-    let same_description = description(old) == new_description;
-    match (new_description, new_image) {
-        _ if same_image && same_description => Plan::Keep,
-        (Some(description), _) if !same_description => Plan::Embed(description),
-        (_, Some(image)) => Plan::Describe(image),
+    let new_description = changed(description, &columns.description);
+    if !new_description && !changed(image, &columns.image) {
+        return Ok(Plan::Keep);
+    }
+    Ok(match (description, image) {
+        (Some(description), _) if new_description => {
+            Plan::Embed(text::from_server(bytes(description))?)
+        }
+        (_, Some(image)) => Plan::Describe(bytes(image)),
         (_, None) => Plan::Clear,
+    })
+}
+
+/// A column's value in a row; `None` is NULL.
+fn value(rows: &Rows, tuple: pg_sys::HeapTuple, column: &Column) -> Option<pg_sys::Datum> {
+    let mut null = false;
+    // SAFETY: the tuple is a row of the relation, which has the column.
+    let datum =
+        unsafe { pg_sys::SPI_getbinval(tuple, (*rows.relation).rd_att, column.number, &mut null) };
+    (!null).then_some(datum)
+}
+
+/// What a bytea or a text holds, fetched and decompressed if need be.
+fn bytes<'a>(datum: pg_sys::Datum) -> &'a [u8] {
+    // SAFETY: both are varlena, as `columns` checked. The bytes are the row's or
+    // in the memory that PostgreSQL gives a trigger for one row: both outlive
+    // the call.
+    unsafe { <&[u8]>::from_datum(datum, false) }.unwrap_or_default()
+}
+
+/// Whether two values of a column, bytea or text, are the same.
+fn is_same(old: Option<pg_sys::Datum>, new: Option<pg_sys::Datum>) -> bool {
+    match (old, new) {
+        // What an update leaves alone points to the same stored value, which
+        // need not be read then.
+        (Some(old), Some(new)) => stored(old) == stored(new) || bytes(old) == bytes(new),
+        (old, new) => old.is_none() && new.is_none(),
     }
 }
 
-fn value<T: FromDatum>(rows: &Rows, tuple: pg_sys::HeapTuple, column: &Column) -> Option<T> {
-    let mut null = false;
-    // SAFETY: the tuple is a row of the relation, and T fits the column's type,
-    // which `columns` checked.
+/// A value as the row holds it: maybe compressed, maybe a pointer.
+fn stored<'a>(datum: pg_sys::Datum) -> &'a [u8] {
+    // SAFETY: both types are varlena, as `columns` checked, whose size includes
+    // the header; see `bytes` for their life.
     unsafe {
-        let datum = pg_sys::SPI_getbinval(tuple, (*rows.relation).rd_att, column.number, &mut null);
-        T::from_datum(datum, null)
+        let varlena = datum.cast_mut_ptr::<pg_sys::varlena>();
+        std::slice::from_raw_parts(varlena.cast::<u8>(), pgrx::varsize_any(varlena))
     }
 }
 

@@ -1,8 +1,9 @@
 //! pgvector's `vector` as bytes: a varlena header, `int16` dimensions, an
 //! unused `int16`, and the `float4` components.
 
-use pgrx::{IntoDatum, pg_sys};
+use pgrx::pg_sys;
 
+use super::call::varlena_array;
 use crate::error::{SqlError, SqlState};
 
 /// pgvector's own limit for a stored vector.
@@ -45,33 +46,12 @@ pub fn to_array_datum(
     vectors: &[Option<&[f32]>],
     element: pg_sys::Oid,
 ) -> Result<pg_sys::Datum, SqlError> {
-    let mut datums = Vec::with_capacity(vectors.len());
-    let mut nulls = Vec::with_capacity(vectors.len());
-    for vector in vectors {
-        datums.push(vector.map_or(Ok(pg_sys::Datum::from(0)), to_datum)?);
-        nulls.push(vector.is_none());
-    }
-    let mut dimensions = [datums.len() as i32];
-    let mut lower_bounds = [1];
-    // SAFETY: datums and nulls have the given length; `element` is pgvector's
-    // type: variable length, alignment of int, passed by reference.
-    unsafe {
-        if datums.is_empty() {
-            return Ok(pg_sys::Datum::from(pg_sys::construct_empty_array(element)));
-        }
-        let array = pg_sys::construct_md_array(
-            datums.as_mut_ptr(),
-            nulls.as_mut_ptr(),
-            1,
-            dimensions.as_mut_ptr(),
-            lower_bounds.as_mut_ptr(),
-            element,
-            -1,
-            false,
-            pg_sys::TYPALIGN_INT as std::ffi::c_char,
-        );
-        Ok(pg_sys::Datum::from(array))
-    }
+    let vectors = vectors
+        .iter()
+        .map(|vector| vector.map(to_datum).transpose());
+    let vectors = vectors.collect::<Result<Vec<_>, _>>()?;
+    // SAFETY: pgvector's type has variable length and the alignment of int.
+    Ok(unsafe { varlena_array(&vectors, element) })
 }
 
 /// Whether a type is pgvector's `vector`, in whatever schema that is.
@@ -88,9 +68,4 @@ pub fn is_vector_type(type_oid: pg_sys::Oid) -> bool {
         let name = std::ffi::CStr::from_ptr(pg_sys::format_type_be(type_oid)).to_bytes();
         name == b"vector" || name.ends_with(b".vector")
     }
-}
-
-/// A text in the current memory context.
-pub fn text_datum(text: &str) -> pg_sys::Datum {
-    text.into_datum().expect("a string is never NULL")
 }
