@@ -47,6 +47,7 @@ fn run() -> anyhow::Result<()> {
     if !process::follow_supervisor() {
         return Ok(());
     }
+    process::allow_many_files();
     log::install_panic_hook();
     let config = config::read(&mut std::io::stdin().lock())?;
     let threads = config::compute_threads(config.threads);

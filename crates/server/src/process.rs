@@ -40,6 +40,28 @@ pub fn follow_supervisor() -> bool {
     parent == unsafe { libc::getppid() }
 }
 
+/// Allows as many open files as the administrator lets this process have: every
+/// session keeps a connection, and there may be more than the usual 1024.
+pub fn allow_many_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls get a pointer to an initialised structure of theirs.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0
+        }
+    };
+    if !raised {
+        log::warning(format_args!(
+            "could not raise the limit of open files: {}",
+            io::Error::last_os_error()
+        ));
+    }
+}
+
 /// Ends the process as soon as standard input ends: the supervisor holds its
 /// other end open as long as it lives.
 ///

@@ -62,6 +62,19 @@ fn a_connection_serves_many_requests() {
 }
 
 #[test]
+fn there_may_be_as_many_connections_as_sessions() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &config());
+    let mut clients: Vec<_> = (0..100).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        assert!(matches!(
+            client.ask(&Request::Status, &[]).0,
+            Response::Status(_)
+        ));
+    }
+}
+
+#[test]
 fn the_documented_bytes_ask_for_the_status() {
     let directory = tempfile::tempdir().unwrap();
     let server = Server::start(directory.path(), &config());

@@ -66,7 +66,10 @@ impl Server {
 
     /// Starts a server with any input in place of its configuration.
     pub fn spawn_with_input(directory: &Path, input: &str, config: &ServerConfig) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pg_sight_server"))
+        // With few open files until the server has asked for more.
+        let mut child = Command::new("sh")
+            .args(["-c", "ulimit -Sn 64; exec \"$0\""])
+            .arg(env!("CARGO_BIN_EXE_pg_sight_server"))
             .current_dir(directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
