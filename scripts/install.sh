@@ -46,5 +46,8 @@ check_writable() {
 }
 
 check_writable
+# Another clone may share the cache: one at a time from here on.
+exec 8>"$CACHE/install.lock"
+flock 8
 step build "Extension and model server (the first time 20 minutes)" build
 step install "Install into PostgreSQL $PG_MAJOR" install_files
