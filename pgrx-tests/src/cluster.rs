@@ -154,6 +154,22 @@ impl Cluster {
         standby
     }
 
+    /// Makes this cluster, which is stopped, a standby of another one that has
+    /// been promoted from its standby.
+    pub fn rewind(&self, source: &Self) {
+        let data = self.data();
+        let connection = format!(
+            "--source-server=host={} port={PORT} user={SUPERUSER} dbname=postgres",
+            source.folder.path().display()
+        );
+        let arguments = [connection.as_str(), "-R", "-D"].map(OsStr::new);
+        self.run("pg_rewind", arguments.into_iter().chain([data.as_os_str()]));
+        // The configuration file has become the other's.
+        let socket = self.folder.path().display();
+        self.configure(&format!("unix_socket_directories = '{socket}'\n"));
+        self.start_server();
+    }
+
     /// Ends the recovery of a standby.
     pub fn promote(&self) {
         let data = self.data();

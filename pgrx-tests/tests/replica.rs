@@ -78,3 +78,29 @@ fn a_standby_describes_embeds_and_searches_also_after_its_promotion() {
     assert_eq!(nearest(&mut reader), 3);
     assert_eq!(standby.model_server(&mut reader), Some(of_standby));
 }
+
+#[test]
+fn a_former_primary_is_rewound_while_the_server_runs() {
+    let primary = Cluster::with_models_and(&["wal_log_hints = on", "wal_keep_size = 256MB"]);
+    let standby = primary.standby();
+    standby.promote();
+    // Each goes its own way.
+    for cluster in [&primary, &standby] {
+        let mut client = cluster.client();
+        client
+            .batch_execute("CREATE TABLE product (id int); SELECT embed('x'); CHECKPOINT")
+            .unwrap();
+        assert!(cluster.model_server(&mut client).is_some());
+    }
+    let mut client = standby.client();
+    client
+        .batch_execute("INSERT INTO product VALUES (1)")
+        .unwrap();
+    primary.stop_server("fast");
+    primary.rewind(&standby);
+    let mut reader = primary.client();
+    wait_until("the row has arrived", Duration::from_secs(20), || {
+        count(&mut reader) == 1
+    });
+    assert!(reader.query_one("SELECT embed('x')", &[]).is_ok());
+}

@@ -428,7 +428,7 @@ fn its_socket_is_its_owners_alone() {
     use std::os::unix::fs::PermissionsExt;
     let cluster = Cluster::with_models();
     assert!(embeds(&mut cluster.client()));
-    let folder = cluster.data().join("pgsql_tmp_pg_sight");
+    let folder = cluster.data().join("base/pgsql_tmp_pg_sight");
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&folder), 0o700);
     assert_eq!(mode(&folder.join("server.sock")), 0o600);

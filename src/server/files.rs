@@ -1,8 +1,9 @@
 //! The run directory: socket, locks and the supervisor's state.
 //!
 //! All paths are relative: backends and workers run in the data directory, and
-//! socket paths are limited to 107 bytes. The name begins with `pgsql_tmp`, so
-//! that base backups and pg_rewind leave the directory out.
+//! socket paths are limited to 107 bytes. Base backups leave out what begins with
+//! `pgsql_tmp`; pg_rewind does so below a directory only, and would fail on a
+//! socket. Hence a place in `base`, beside PostgreSQL's own temporary files.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,16 +13,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-pub const RUN_DIRECTORY: &str = "pgsql_tmp_pg_sight";
-pub const SOCKET: &str = "pgsql_tmp_pg_sight/server.sock";
+pub const RUN_DIRECTORY: &str = "base/pgsql_tmp_pg_sight";
+pub const SOCKET: &str = "base/pgsql_tmp_pg_sight/server.sock";
 /// Locked by the server process as long as it lives.
-pub const SERVER_LOCK: &str = "pgsql_tmp_pg_sight/server.lock";
+pub const SERVER_LOCK: &str = "base/pgsql_tmp_pg_sight/server.lock";
 /// Locked by the supervisor as long as it lives: elects one per cluster.
-const SUPERVISOR_LOCK: &str = "pgsql_tmp_pg_sight/supervisor.lock";
+const SUPERVISOR_LOCK: &str = "base/pgsql_tmp_pg_sight/supervisor.lock";
 /// Locked by the backend that is having a supervisor started.
-const START_LOCK: &str = "pgsql_tmp_pg_sight/start.lock";
-const STATE: &str = "pgsql_tmp_pg_sight/state.json";
-const STATE_NEW: &str = "pgsql_tmp_pg_sight/state.json.new";
+const START_LOCK: &str = "base/pgsql_tmp_pg_sight/start.lock";
+const STATE: &str = "base/pgsql_tmp_pg_sight/state.json";
+const STATE_NEW: &str = "base/pgsql_tmp_pg_sight/state.json.new";
 
 /// What the supervisor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
