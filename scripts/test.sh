@@ -8,8 +8,6 @@ choose_postgres
 choose_user
 cd "$REPO"
 export PG_SIGHT_MINILM=$MINILM
-PG_SIGHT_DEMO=$(demo_dir)
-export PG_SIGHT_DEMO
 [ "$IS_ROOT" = no ] || export PG_SIGHT_TEST_USER=$RUN_AS
 
 say "" "Generator of the demo pictures"
