@@ -73,6 +73,12 @@ pub fn set_threads(threads: usize) -> Result<(), ModelError> {
         })
 }
 
+/// Runs work on one of the threads that compute, so that its operations are
+/// shared with the others without waking the caller after each.
+pub(crate) fn compute<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,20 +1,38 @@
 //! Linear layers.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::ModelError;
+use crate::ops::{Finish, PackedMatrix, floats};
 
-/// `x W^T + b` with W as it is stored, (out, in).
-#[derive(Debug, Clone)]
+/// `x W^T + b`.
+#[derive(Debug)]
 pub(crate) struct Linear {
-    weight: Tensor,
+    weight: Weight,
+    /// (out).
     bias: Tensor,
 }
 
+#[derive(Debug)]
+enum Weight {
+    /// On the CPU.
+    Packed(PackedMatrix),
+    /// On other devices, as it is stored: (out, in).
+    Plain(Tensor),
+}
+
 impl Linear {
-    pub(crate) fn new(weight: Tensor, bias: Tensor) -> Self {
-        Self { weight, bias }
+    /// `weight` is (out, in), `bias` is (out).
+    pub(crate) fn new(weight: &Tensor, bias: Tensor) -> Result<Self> {
+        let (outputs, inputs) = weight.dims2()?;
+        let weight = if weight.device().is_cpu() {
+            let values = weight.flatten_all()?.to_vec1()?;
+            Weight::Packed(PackedMatrix::new(&values, outputs, inputs))
+        } else {
+            Weight::Plain(weight.clone())
+        };
+        Ok(Self { weight, bias })
     }
 
     /// The tensors of a layer called `name`.
@@ -51,9 +69,9 @@ impl Linear {
             biases.push(checkpoint.read(bias.name, &bias.shape, device)?);
         }
         Ok(Self::new(
-            Tensor::cat(&weights, 0)?,
+            &Tensor::cat(&weights, 0)?,
             Tensor::cat(&biases, 0)?,
-        ))
+        )?)
     }
 
     pub(crate) fn bias(&self) -> &Tensor {
@@ -62,11 +80,107 @@ impl Linear {
 
     /// `x W^T` of (rows, in), for callers that fuse the bias into what follows.
     pub(crate) fn product(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.weight.t()?)
+        match &self.weight {
+            Weight::Packed(matrix) => x.contiguous()?.apply_op1_no_bwd(&Product(matrix)),
+            Weight::Plain(weight) => x.matmul(&weight.t()?),
+        }
     }
 
     /// (rows, in) to (rows, out).
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.product(x)?.broadcast_add(&self.bias)
+        match &self.weight {
+            Weight::Packed(matrix) => {
+                let op = BiasedProduct {
+                    matrix,
+                    gelu: false,
+                };
+                x.contiguous()?.apply_op2_no_bwd(&self.bias, &op)
+            }
+            Weight::Plain(_) => self.product(x)?.broadcast_add(&self.bias),
+        }
     }
+
+    /// `gelu(x W^T + b)` with the exact GELU: (rows, in) to (rows, out).
+    pub(crate) fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed(matrix) => {
+                let op = BiasedProduct { matrix, gelu: true };
+                x.contiguous()?.apply_op2_no_bwd(&self.bias, &op)
+            }
+            Weight::Plain(_) => self.forward(x)?.gelu_erf(),
+        }
+    }
+
+    /// Rows of W, (indices, in): an embedding whose table W is.
+    pub(crate) fn rows(&self, indices: &[u32]) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed(matrix) => {
+                let mut rows = Vec::with_capacity(indices.len() * matrix.inputs());
+                for index in indices {
+                    if *index as usize >= matrix.outputs() {
+                        candle_core::bail!("row {index} of {}", matrix.outputs())
+                    }
+                    rows.extend(matrix.row(*index as usize));
+                }
+                Tensor::from_vec(rows, (indices.len(), matrix.inputs()), &Device::Cpu)
+            }
+            Weight::Plain(weight) => {
+                weight.index_select(&Tensor::new(indices, weight.device())?, 0)
+            }
+        }
+    }
+}
+
+struct Product<'a>(&'a PackedMatrix);
+
+impl CustomOp1 for Product<'_> {
+    fn name(&self) -> &'static str {
+        "product"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        multiply(self.0, x, layout, Finish::Nothing)
+    }
+}
+
+struct BiasedProduct<'a> {
+    matrix: &'a PackedMatrix,
+    gelu: bool,
+}
+
+impl CustomOp2 for BiasedProduct<'_> {
+    fn name(&self) -> &'static str {
+        "biased-product"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let bias = floats(bias, bias_layout)?;
+        let finish = if self.gelu {
+            Finish::BiasGelu(bias)
+        } else {
+            Finish::Bias(bias)
+        };
+        multiply(self.matrix, x, layout, finish)
+    }
+}
+
+fn multiply(
+    matrix: &PackedMatrix,
+    x: &CpuStorage,
+    layout: &Layout,
+    finish: Finish<'_>,
+) -> Result<(CpuStorage, Shape)> {
+    let (rows, inputs) = layout.shape().dims2()?;
+    if inputs != matrix.inputs() {
+        candle_core::bail!("{inputs} inputs for a layer of {}", matrix.inputs())
+    }
+    let values = matrix.multiply(floats(x, layout)?, finish);
+    let shape = Shape::from((rows, matrix.outputs()));
+    Ok((CpuStorage::F32(values), shape))
 }

@@ -1,12 +1,13 @@
 //! Text encoders in the layout of sentence-transformers.
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::bert::{BertConfig, BertEncoder, Family};
 use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::device::compute;
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged, unsupported};
 use crate::pooling::{Pooling, normalize};
@@ -230,7 +231,7 @@ impl TextEncoder {
             .iter()
             .flat_map(|tokens| tokens.ids.iter().copied())
             .collect();
-        let hidden: Tensor = self.encoder.forward(&ids, &lengths)?;
+        let hidden = compute(|| self.encoder.forward(&ids, &lengths))?;
         let width = hidden.dim(1)?;
         let hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
         let mut rest = hidden.as_slice();

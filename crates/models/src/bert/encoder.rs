@@ -10,7 +10,7 @@ use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::ModelError;
 use crate::linear::Linear;
 use crate::ops::{
-    DistanceBias, NormParameters, Packing, add_layer_norm, bias_gelu, layer_norm, packed_attention,
+    DistanceBias, NormParameters, Packing, add_layer_norm, layer_norm, packed_attention,
 };
 
 /// Embeddings and layers of a model, without its pooler.
@@ -271,7 +271,7 @@ impl Layer {
         let attended = packed_attention(&qkv, self.qkv.bias(), packing)?;
         let projected = self.attention_output.product(&attended)?;
         let x = add_layer_norm(projected, x, &self.attention_norm)?;
-        let inner = bias_gelu(self.intermediate.product(&x)?, self.intermediate.bias())?;
+        let inner = self.intermediate.forward_gelu(&x)?;
         add_layer_norm(self.output.product(&inner)?, &x, &self.output_norm)
     }
 }

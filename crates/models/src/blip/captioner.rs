@@ -7,6 +7,7 @@ use crate::blip::config::BlipConfig;
 use crate::blip::text::{KeysAndValues, Step, TextDecoder};
 use crate::blip::vision::VisionTower;
 use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::device::compute;
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged};
 use crate::generation::{
@@ -184,10 +185,10 @@ impl Captioner {
             values.extend_from_slice(pixels.values());
         }
         let pixels = Tensor::from_vec(values, (batch.len(), 3, side, side), &self.device)?;
-        let hidden = self.vision.forward(&pixels)?;
+        let layers = compute(|| self.text.picture_keys(&self.vision.forward(&pixels)?))?;
         Ok(EncodedImages {
             count: batch.len(),
-            layers: self.text.picture_keys(&hidden)?,
+            layers,
         })
     }
 
@@ -281,12 +282,14 @@ impl BlipDecoder<'_> {
             pictures: &pictures,
         };
         self.position += 1;
-        let layers = &self.images.layers;
-        Ok(self.captioner.text.step(&step, &self.cache, layers)?)
+        let text = &self.captioner.text;
+        Ok(compute(|| {
+            text.step(&step, &self.cache, &self.images.layers)
+        })?)
     }
 
     fn scores(&self, hidden: &Tensor) -> Result<Vec<f32>, ModelError> {
-        let logits = self.captioner.text.logits(hidden)?;
+        let logits = compute(|| self.captioner.text.logits(hidden))?;
         Ok(logits.flatten_all()?.to_vec1()?)
     }
 }

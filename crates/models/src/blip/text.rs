@@ -8,23 +8,21 @@ use crate::blip::config::TextConfig;
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::ops::{
-    HistoryTable, NormParameters, add_layer_norm, bias_gelu, cached_attention, layer_norm,
-};
+use crate::ops::{HistoryTable, NormParameters, add_layer_norm, cached_attention, layer_norm};
 
 const PREFIX: &str = "text_decoder";
 
 #[derive(Debug)]
 pub(crate) struct TextDecoder {
     config: TextConfig,
-    words: Tensor,
     positions: Tensor,
     norm: NormParameters,
     layers: Vec<Layer>,
     transform: Linear,
     transform_norm: NormParameters,
-    /// Its weight is that of the word embeddings.
+    /// Its weight is that of the word embeddings, for which it serves too.
     output: Linear,
+    device: Device,
 }
 
 #[derive(Debug)]
@@ -128,8 +126,8 @@ impl TextDecoder {
         let dense = format!("{transform}.dense");
         Ok(Self {
             config: config.clone(),
-            output: Linear::new(words.clone(), bias),
-            words,
+            output: Linear::new(&words, bias)?,
+            device: device.clone(),
             positions: table("position_embeddings", config.max_position_embeddings)?,
             norm: norm(&embeddings)?,
             layers,
@@ -155,7 +153,7 @@ impl TextDecoder {
     pub(crate) fn cache(&self, rows: usize) -> Result<Vec<KeysAndValues>> {
         let zeros = || {
             let shape = (rows, self.config.hidden_size);
-            Tensor::zeros(shape, DType::F32, self.words.device())
+            Tensor::zeros(shape, DType::F32, &self.device)
         };
         self.layers
             .iter()
@@ -175,8 +173,7 @@ impl TextDecoder {
         cache: &[KeysAndValues],
         pictures: &[KeysAndValues],
     ) -> Result<Tensor> {
-        let tokens = Tensor::new(step.tokens, self.words.device())?;
-        let words = self.words.index_select(&tokens, 0)?;
+        let words = self.output.rows(step.tokens)?;
         let x = words.broadcast_add(&self.positions.narrow(0, step.position, 1)?)?;
         let mut x = layer_norm(&x, &self.norm)?;
         let heads = self.config.num_attention_heads;
@@ -188,8 +185,7 @@ impl TextDecoder {
 
     /// Scores of all tokens of the vocabulary, (tokens, vocabulary).
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let product = self.transform.product(hidden)?;
-        let x = bias_gelu(product, self.transform.bias())?;
+        let x = self.transform.forward_gelu(hidden)?;
         self.output.forward(&layer_norm(&x, &self.transform_norm)?)
     }
 }
@@ -298,7 +294,7 @@ impl Layer {
         let attended =
             cached_attention(&query, &picture.keys, &picture.values, step.pictures, heads)?;
         let x = add_layer_norm(self.cross_output.product(&attended)?, &x, &self.cross_norm)?;
-        let inner = bias_gelu(self.intermediate.product(&x)?, self.intermediate.bias())?;
+        let inner = self.intermediate.forward_gelu(&x)?;
         add_layer_norm(self.output.product(&inner)?, &x, &self.output_norm)
     }
 }

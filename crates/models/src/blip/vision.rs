@@ -7,7 +7,7 @@ use crate::blip::config::VisionConfig;
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::ops::{NormParameters, Packing, bias_gelu, layer_norm, packed_attention};
+use crate::ops::{NormParameters, Packing, layer_norm, packed_attention};
 
 const CHANNELS: usize = 3;
 const PREFIX: &str = "vision_model";
@@ -81,7 +81,7 @@ impl VisionTower {
         let norm = format!("{PREFIX}.post_layernorm");
         Ok(Self {
             config: config.clone(),
-            patches: Linear::new(weight, bias),
+            patches: Linear::new(&weight, bias)?,
             class: (class + positions.narrow(0, 0, 1)?)?,
             positions: positions.narrow(0, 1, count - 1)?,
             layers,
@@ -193,7 +193,7 @@ impl Layer {
         let attended = packed_attention(&qkv, self.qkv.bias(), packing)?;
         let x = (x + self.projection.forward(&attended)?)?;
         let normed = layer_norm(&x, &self.inner_norm)?;
-        let inner = bias_gelu(self.first.product(&normed)?, self.first.bias())?;
+        let inner = self.first.forward_gelu(&normed)?;
         &x + self.second.forward(&inner)?
     }
 }

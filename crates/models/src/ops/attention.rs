@@ -1,18 +1,17 @@
 //! Self-attention over sequences that lie behind each other without padding.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor};
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
+use super::kernel::{Target, WIDTH, multiply, pack_tiles, tile_rows};
 use super::{DistanceBias, PARALLEL_ELEMENTS, floats, math};
 
-/// Sequences longer than this are left to the matrix multiplication of candle,
-/// which then outweighs the copies around it.
-const LONGEST_FUSED: usize = 160;
-/// Queries and columns of one tile: its sums stay in registers.
-const TILE_ROWS: usize = 4;
-const TILE_COLUMNS: usize = 16;
+/// Sequences longer than this are shared out among threads head by head.
+const LONG: usize = 128;
 
 /// The sequences of a packed batch, and what all layers share about them.
 #[derive(Debug)]
@@ -23,6 +22,7 @@ pub(crate) struct Packing<'a> {
     /// The matrices of `bias` by length, where the plain form needs them.
     matrices: BTreeMap<usize, Tensor>,
     fused: bool,
+    arch: Arch,
 }
 
 impl<'a> Packing<'a> {
@@ -34,13 +34,13 @@ impl<'a> Packing<'a> {
         bias: Option<&'a DistanceBias>,
         device: &Device,
     ) -> Result<Self> {
-        let longest = lengths.iter().copied().max().unwrap_or(0);
         let mut packing = Self {
             lengths,
             heads,
             bias,
             matrices: BTreeMap::new(),
-            fused: device.is_cpu() && longest <= LONGEST_FUSED,
+            fused: device.is_cpu(),
+            arch: Arch::new(),
         };
         if !packing.fused {
             packing.make_plain()?;
@@ -110,6 +110,15 @@ struct PackedAttention<'a> {
     packing: &'a Packing<'a>,
 }
 
+/// Some heads of one sequence.
+struct Task<'a> {
+    /// (length, 3 * hidden), without the bias.
+    qkv: &'a [f32],
+    heads: Range<usize>,
+    /// (heads of the task, length, head size).
+    output: &'a mut [f32],
+}
+
 impl CustomOp2 for PackedAttention<'_> {
     fn name(&self) -> &'static str {
         "packed-attention"
@@ -126,174 +135,261 @@ impl CustomOp2 for PackedAttention<'_> {
         let bias = floats(bias, bias_layout)?;
         let hidden = bias.len() / 3;
         let tokens = qkv.len() / bias.len();
-        let Packing {
-            lengths,
-            heads,
-            bias: distances,
-            ..
-        } = *self.packing;
+        let Packing { lengths, heads, .. } = *self.packing;
         if lengths.iter().sum::<usize>() != tokens {
             candle_core::bail!("the sequences do not cover {tokens} tokens")
         }
-        let mut output = vec![0.0; tokens * hidden];
-        let mut sequences = Vec::with_capacity(lengths.len());
-        let (mut rest_in, mut rest_out) = (qkv, output.as_mut_slice());
-        for length in lengths {
-            let (input, after_in) = rest_in.split_at(length * bias.len());
-            let (target, after_out) = rest_out.split_at_mut(length * hidden);
-            sequences.push((input, target));
-            (rest_in, rest_out) = (after_in, after_out);
-        }
-        let attend = |scratch: &mut Scratch, (input, target): (&[f32], &mut [f32])| {
-            for head in 0..heads {
-                scratch.load(input, bias, head, heads);
-                scratch.attend(target, head, heads, distances);
-            }
+        // Of each sequence (heads, length, head size): so tasks write apart.
+        let mut by_head = vec![0.0; tokens * hidden];
+        let tasks = self.tasks(qkv, &mut by_head, hidden);
+        let attend = |scratch: &mut Scratch, task: Task<'_>| {
+            self.packing.arch.dispatch(Attention {
+                task,
+                bias,
+                distances: self.packing.bias,
+                heads,
+                scratch,
+            });
         };
         if qkv.len() < PARALLEL_ELEMENTS {
             let mut scratch = Scratch::default();
-            for sequence in sequences {
-                attend(&mut scratch, sequence);
-            }
+            tasks
+                .into_iter()
+                .for_each(|task| attend(&mut scratch, task));
         } else {
-            sequences
+            tasks
                 .into_par_iter()
+                .with_max_len(1)
                 .for_each_init(Scratch::default, attend);
         }
+        let output = interleave_heads(&by_head, lengths, heads, hidden);
         Ok((CpuStorage::F32(output), Shape::from((tokens, hidden))))
     }
 }
 
-/// Working memory of one thread, padded to whole tiles.
+impl PackedAttention<'_> {
+    /// All heads of a short sequence make one task, each head of a long one.
+    fn tasks<'a>(
+        &self,
+        mut qkv: &'a [f32],
+        mut output: &'a mut [f32],
+        hidden: usize,
+    ) -> Vec<Task<'a>> {
+        let heads = self.packing.heads;
+        let mut tasks = Vec::with_capacity(self.packing.lengths.len());
+        for length in self.packing.lengths {
+            let (input, after_in) = qkv.split_at(length * 3 * hidden);
+            let (target, after_out) = output.split_at_mut(length * hidden);
+            (qkv, output) = (after_in, after_out);
+            let at_once = if *length > LONG { 1 } else { heads };
+            let parts = target.chunks_mut((length * hidden / heads * at_once).max(1));
+            for (part, output) in parts.enumerate() {
+                tasks.push(Task {
+                    qkv: input,
+                    heads: part * at_once..(part + 1) * at_once,
+                    output,
+                });
+            }
+        }
+        tasks
+    }
+}
+
+/// From (heads, length, head size) of each sequence to (tokens, hidden).
+fn interleave_heads(by_head: &[f32], lengths: &[usize], heads: usize, hidden: usize) -> Vec<f32> {
+    let head_size = hidden / heads;
+    let mut output = Vec::with_capacity(by_head.len());
+    let mut rest = by_head;
+    for length in lengths {
+        let (sequence, after) = rest.split_at(length * hidden);
+        rest = after;
+        for token in 0..*length {
+            for head in 0..heads {
+                let start = (head * length + token) * head_size;
+                output.extend_from_slice(&sequence[start..start + head_size]);
+            }
+        }
+    }
+    output
+}
+
+/// Working memory of one thread.
 #[derive(Default)]
 struct Scratch {
-    /// Tokens of the sequence, and components of a token's vector.
-    length: usize,
-    hidden: usize,
-    /// (rows, head size): scaled queries of one head.
-    queries: Vec<f32>,
-    /// (head size, columns): keys, transposed.
+    /// Rows of one matrix of the head, with their bias.
+    rows: Vec<f32>,
+    /// Keys (length, head size) in tiles.
     keys: Vec<f32>,
-    /// (length, padded head size).
+    /// Transposed values (head size, length) in tiles.
     values: Vec<f32>,
-    /// (tile rows, columns).
+    /// A panel of scaled queries, (head size, WIDTH).
+    queries: Vec<f32>,
+    /// A panel of scores, (length, WIDTH).
     scores: Vec<f32>,
+    /// (head size, WIDTH).
+    output: Vec<f32>,
+}
+
+/// The attention of a task, for [`WIDTH`] queries at a time: one lies beside the
+/// other in a panel, so that scores, softmax and output need no transposition.
+struct Attention<'a> {
+    task: Task<'a>,
+    bias: &'a [f32],
+    distances: Option<&'a DistanceBias>,
+    heads: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl WithSimd for Attention<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            task,
+            bias,
+            distances,
+            heads,
+            scratch,
+        } = self;
+        let head_size = bias.len() / 3 / heads;
+        let length = task.qkv.len() / bias.len();
+        let outputs = task.output.chunks_exact_mut(length * head_size);
+        for (head, output) in task.heads.zip(outputs) {
+            let source = Head {
+                qkv: task.qkv,
+                bias,
+                first: head * head_size,
+                size: head_size,
+            };
+            scratch.load_keys_and_values(&source, tile_rows(simd));
+            for first in (0..length).step_by(WIDTH) {
+                let count = WIDTH.min(length - first);
+                scratch.load_queries(&source, first, count);
+                let target = Target {
+                    values: &mut scratch.scores,
+                    stride: WIDTH,
+                    add: false,
+                };
+                multiply(simd, &scratch.keys, length, &scratch.queries, target);
+                if let Some(distances) = distances {
+                    for (key, scores) in scratch.scores.chunks_exact_mut(WIDTH).enumerate() {
+                        let biases = distances.of_key(head, key, first);
+                        for (score, bias) in scores.iter_mut().zip(biases) {
+                            *score += bias;
+                        }
+                    }
+                }
+                let factors = math::exponential_columns::<WIDTH>(&mut scratch.scores);
+                let target = Target {
+                    values: &mut scratch.output,
+                    stride: WIDTH,
+                    add: false,
+                };
+                multiply(simd, &scratch.values, head_size, &scratch.scores, target);
+                let rows = output[first * head_size..].chunks_exact_mut(head_size);
+                for (query, row) in rows.take(count).enumerate() {
+                    let sums = scratch.output[query..].iter().step_by(WIDTH);
+                    for (target, sum) in row.iter_mut().zip(sums) {
+                        *target = sum * factors[query];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where one head of a sequence is.
+struct Head<'a> {
+    /// (length, 3 * hidden).
+    qkv: &'a [f32],
+    bias: &'a [f32],
+    /// Its first component among those of all heads.
+    first: usize,
+    size: usize,
+}
+
+/// The matrices of a head, in their order.
+#[derive(Clone, Copy)]
+enum Part {
+    Query,
+    Key,
+    Value,
+}
+
+impl Head<'_> {
+    fn length(&self) -> usize {
+        self.qkv.len() / self.bias.len()
+    }
+
+    /// The vectors of all tokens, and the bias to add to each.
+    #[inline(always)]
+    fn part(&self, part: Part) -> (impl Iterator<Item = &[f32]>, &[f32]) {
+        let start = part as usize * self.bias.len() / 3 + self.first;
+        let range = start..start + self.size;
+        let bias = &self.bias[range.clone()];
+        let rows = self.qkv.chunks_exact(self.bias.len());
+        (rows.map(move |row| &row[range.clone()]), bias)
+    }
 }
 
 impl Scratch {
-    /// Attention of the head that was loaded, into its columns of `output`.
-    fn attend(
-        &mut self,
-        output: &mut [f32],
-        head: usize,
-        heads: usize,
-        distances: Option<&DistanceBias>,
-    ) {
-        let Self { length, hidden, .. } = *self;
-        let head_size = hidden / heads;
-        let columns = length.next_multiple_of(TILE_COLUMNS);
-        let padded_size = head_size.next_multiple_of(TILE_COLUMNS);
-        self.scores.resize(TILE_ROWS * columns, 0.0);
-        for first in (0..length).step_by(TILE_ROWS) {
-            let queries = &self.queries[first * head_size..][..TILE_ROWS * head_size];
-            for column in (0..columns).step_by(TILE_COLUMNS) {
-                let tile = tile(queries, head_size, &self.keys[column..], columns, head_size);
-                for (scores, sums) in self.scores.chunks_exact_mut(columns).zip(&tile) {
-                    scores[column..column + TILE_COLUMNS].copy_from_slice(sums);
-                }
-            }
-            if let Some(distances) = distances {
-                let rows = self.scores.chunks_exact_mut(columns);
-                for (position, scores) in (first..length).zip(rows) {
-                    let biases = distances.row(head, position, length);
-                    for (score, bias) in scores.iter_mut().zip(biases) {
-                        *score += bias;
-                    }
-                }
-            }
-            let mut factors = [0.0; TILE_ROWS];
-            for (scores, factor) in self.scores.chunks_exact_mut(columns).zip(&mut factors) {
-                *factor = math::exponentials(&mut scores[..length]);
-            }
-            for column in (0..padded_size).step_by(TILE_COLUMNS) {
-                let values = &self.values[column..];
-                let tile = tile(&self.scores, columns, values, padded_size, length);
-                let width = TILE_COLUMNS.min(head_size - column);
-                for (row, (sums, factor)) in (first..length).zip(tile.iter().zip(&factors)) {
-                    let start = row * hidden + head * head_size + column;
-                    for (target, sum) in output[start..start + width].iter_mut().zip(sums) {
-                        *target = sum * factor;
-                    }
-                }
-            }
+    #[inline(always)]
+    fn load_keys_and_values(&mut self, head: &Head<'_>, tile_rows: usize) {
+        let length = head.length();
+        let (keys, bias) = head.part(Part::Key);
+        self.rows.clear();
+        for key in keys {
+            self.rows
+                .extend(key.iter().zip(bias).map(|(k, bias)| k + bias));
         }
-    }
-
-    /// Brings queries, keys and values of one head into the order of the tiles.
-    fn load(&mut self, qkv: &[f32], bias: &[f32], head: usize, heads: usize) {
-        let width = bias.len();
-        let hidden = width / 3;
-        let head_size = hidden / heads;
-        let length = qkv.len() / width;
-        (self.length, self.hidden) = (length, hidden);
-        let columns = length.next_multiple_of(TILE_COLUMNS);
-        let padded_size = head_size.next_multiple_of(TILE_COLUMNS);
-        let rows = length.next_multiple_of(TILE_ROWS);
-        self.queries.clear();
-        self.queries.resize(rows * head_size, 0.0);
-        self.keys.clear();
-        self.keys.resize(head_size * columns, 0.0);
-        self.values.clear();
-        self.values.resize(length * padded_size, 0.0);
-        let scale = 1.0 / (head_size as f32).sqrt();
-        let offsets = [0, hidden, 2 * hidden].map(|part| part + head * head_size);
-        let biases = offsets.map(|offset| &bias[offset..offset + head_size]);
-        for (token, row) in qkv.chunks_exact(width).enumerate() {
-            let [q, k, v] = offsets.map(|offset| &row[offset..offset + head_size]);
-            let queries = &mut self.queries[token * head_size..][..head_size];
-            for ((target, q), bias) in queries.iter_mut().zip(q).zip(biases[0]) {
-                *target = (q + bias) * scale;
-            }
-            for (index, (k, bias)) in k.iter().zip(biases[1]).enumerate() {
-                self.keys[index * columns + token] = k + bias;
-            }
-            let values = &mut self.values[token * padded_size..][..head_size];
-            for ((target, v), bias) in values.iter_mut().zip(v).zip(biases[2]) {
+        pack_tiles(
+            &self.rows,
+            head.size,
+            length,
+            head.size,
+            tile_rows,
+            &mut self.keys,
+        );
+        let (values, bias) = head.part(Part::Value);
+        self.rows.clear();
+        self.rows.resize(head.size * length, 0.0);
+        for (token, value) in values.enumerate() {
+            let column = self.rows[token..].iter_mut().step_by(length);
+            for ((target, v), bias) in column.zip(value).zip(bias) {
                 *target = v + bias;
             }
         }
+        pack_tiles(
+            &self.rows,
+            length,
+            head.size,
+            length,
+            tile_rows,
+            &mut self.values,
+        );
+        self.scores.resize(length * WIDTH, 0.0);
+        self.output.resize(head.size * WIDTH, 0.0);
     }
-}
 
-/// A product of (TILE_ROWS, depth) by (depth, TILE_COLUMNS): `a` has rows of
-/// `a_stride`, `b` rows of `b_stride`, from whose beginning the columns are taken.
-#[inline(always)]
-fn tile(
-    a: &[f32],
-    a_stride: usize,
-    b: &[f32],
-    b_stride: usize,
-    depth: usize,
-) -> [[f32; TILE_COLUMNS]; TILE_ROWS] {
-    let mut sums = [[0.0_f32; TILE_COLUMNS]; TILE_ROWS];
-    let rows: [&[f32]; TILE_ROWS] = std::array::from_fn(|row| &a[row * a_stride..][..depth]);
-    for index in 0..depth {
-        let b: &[f32; TILE_COLUMNS] = b[index * b_stride..]
-            .first_chunk()
-            .expect("rows are padded to whole tiles");
-        for (sums, row) in sums.iter_mut().zip(&rows) {
-            let factor = row[index];
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = factor.mul_add(*b, *sum);
+    #[inline(always)]
+    fn load_queries(&mut self, head: &Head<'_>, first: usize, count: usize) {
+        let scale = 1.0 / (head.size as f32).sqrt();
+        self.queries.clear();
+        self.queries.resize(head.size * WIDTH, 0.0);
+        let (queries, bias) = head.part(Part::Query);
+        for (place, query) in queries.skip(first).take(count).enumerate() {
+            let column = self.queries[place..].iter_mut().step_by(WIDTH);
+            for ((target, q), bias) in column.zip(query).zip(bias) {
+                *target = (q + bias) * scale;
             }
         }
     }
-    sums
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{difference, values};
+    use super::super::testing::{all_archs, difference, values};
     use super::*;
 
     fn packing<'a>(
@@ -306,23 +402,30 @@ mod tests {
 
     fn compare(lengths: &[usize], heads: usize, head_size: usize) {
         let hidden = heads * head_size;
+        let longest = *lengths.iter().max().unwrap();
         let qkv = values(&[lengths.iter().sum(), 3 * hidden], 1, 2.0);
         let bias = values(&[3 * hidden], 2, 1.0);
-        let table = values(&[heads, 2 * LONGEST_FUSED - 1], 3, 3.0);
-        let distances = DistanceBias::new(&table, LONGEST_FUSED).unwrap();
+        let positions = longest + 3;
+        let table = values(&[heads, 2 * positions - 1], 3, 3.0);
+        let distances = DistanceBias::new(&table, positions).unwrap();
         let mut results = Vec::new();
         for distances in [None, Some(&distances)] {
             let mut packing = packing(lengths, heads, distances);
             assert!(packing.fused);
-            let fused = packed_attention(&qkv, &bias, &packing).unwrap();
+            let fused = all_archs().into_iter().map(|arch| {
+                packing.arch = arch;
+                packed_attention(&qkv, &bias, &packing).unwrap()
+            });
+            let fused: Vec<Tensor> = fused.collect();
             packing.make_plain().unwrap();
             let expected = packed_attention(&qkv, &bias, &packing).unwrap();
-            let error = difference(&fused, &expected);
-            assert!(error < 3e-6, "{lengths:?} x {heads} x {head_size}: {error}");
-            results.push(fused);
+            for fused in fused {
+                let error = difference(&fused, &expected);
+                assert!(error < 6e-6, "{lengths:?} x {heads} x {head_size}: {error}");
+            }
+            results.push(expected);
         }
-        let longest = lengths.iter().max().unwrap();
-        assert!(*longest == 1 || difference(&results[0], &results[1]) > 0.1);
+        assert!(longest == 1 || difference(&results[0], &results[1]) > 0.1);
     }
 
     #[test]
@@ -332,11 +435,8 @@ mod tests {
         compare(&[3, 64, 160, 9], 12, 32);
         compare(&[37], 12, 64);
         compare(&[20; 40], 3, 20);
-    }
-
-    #[test]
-    fn longer_sequences_are_computed_plainly() {
-        assert!(!packing(&[3, LONGEST_FUSED + 1], 2, None).fused);
+        compare(&[LONG, LONG + 1, 33], 4, 16);
+        compare(&[577, 577], 2, 64);
     }
 
     #[test]

@@ -10,8 +10,9 @@ use candle_core::{Device, Result, Tensor};
 pub(crate) struct DistanceBias {
     /// (heads, 2 * positions - 1): distance d is at `positions - 1 + d`.
     table: Tensor,
-    /// The same values, for the CPU kernel.
-    host: Vec<f32>,
+    /// The same values for the CPU kernel, in reverse: distance d of head h is at
+    /// `h * (2 * positions - 1) + positions - 1 - d`.
+    reversed: Vec<f32>,
     positions: usize,
 }
 
@@ -23,18 +24,23 @@ impl DistanceBias {
         if width != 2 * positions - 1 {
             candle_core::bail!("{positions} positions have not {width} distances")
         }
+        let mut reversed: Vec<f32> = table.flatten_all()?.to_vec1()?;
+        for head in reversed.chunks_exact_mut(width) {
+            head.reverse();
+        }
         Ok(Self {
-            host: table.flatten_all()?.to_vec1()?,
+            reversed,
             table: table.contiguous()?,
             positions,
         })
     }
 
-    /// What a query at `position` adds to the scores of keys 0 to `length`.
-    pub(super) fn row(&self, head: usize, position: usize, length: usize) -> &[f32] {
+    /// What is added to the scores of the key at position `key` with the queries
+    /// from position `first` on; as many as fit the table.
+    pub(super) fn of_key(&self, head: usize, key: usize, first: usize) -> &[f32] {
         let width = 2 * self.positions - 1;
-        let start = head * width + self.positions - 1 - position;
-        &self.host[start..start + length]
+        let start = self.positions - 1 + first - key;
+        &self.reversed[head * width..][start..width]
     }
 
     /// The bias of all scores of a sequence, (heads, length, length).
@@ -67,20 +73,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_and_matrices_hold_the_bias_of_each_distance() {
+    fn both_forms_hold_the_bias_of_each_distance() {
         // Head h at distance d has the value 10 h + d.
         let values: Vec<f32> = (0..2)
             .flat_map(|head| (-3..=3).map(move |d| (10 * head + d) as f32))
             .collect();
         let table = Tensor::from_vec(values, (2, 7), &Device::Cpu).unwrap();
         let bias = DistanceBias::new(&table, 4).unwrap();
-        assert_eq!(bias.row(0, 0, 4), [0.0, 1.0, 2.0, 3.0]);
-        assert_eq!(bias.row(1, 2, 3), [8.0, 9.0, 10.0]);
+        assert_eq!(bias.of_key(0, 3, 0), [3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0]);
+        assert_eq!(bias.of_key(1, 0, 2), [8.0, 7.0]);
         let matrices = bias.matrices(&[3, 1, 3]).unwrap();
         assert_eq!(matrices.len(), 2);
         let matrix = matrices[&3].get(1).unwrap().to_vec2::<f32>().unwrap();
         for (query, row) in matrix.iter().enumerate() {
-            assert_eq!(row, bias.row(1, query, 3));
+            for (key, value) in row.iter().enumerate() {
+                assert_eq!(*value, bias.of_key(1, key, query)[0]);
+            }
         }
         assert!(DistanceBias::new(&table, 5).is_err());
     }

@@ -130,6 +130,26 @@ pub(super) fn exponentials(scores: &mut [f32]) -> f32 {
     1.0 / sum(scores)
 }
 
+/// [`exponentials`] of each column of a panel of (rows, `WIDTH`).
+#[inline(always)]
+pub(super) fn exponential_columns<const WIDTH: usize>(scores: &mut [f32]) -> [f32; WIDTH] {
+    let (rows, _) = scores.as_chunks_mut::<WIDTH>();
+    let mut largest = [f32::NEG_INFINITY; WIDTH];
+    for row in rows.iter() {
+        for (largest, score) in largest.iter_mut().zip(row) {
+            *largest = if *score > *largest { *score } else { *largest };
+        }
+    }
+    let mut sums = [0.0; WIDTH];
+    for row in rows {
+        for ((score, largest), sum) in row.iter_mut().zip(&largest).zip(&mut sums) {
+            *score = exp(*score - largest);
+            *sum += *score;
+        }
+    }
+    sums.map(|sum| 1.0 / sum)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,5 +206,20 @@ mod tests {
         let scale = exponentials(&mut scores);
         assert_eq!(scores[0] * scale, 0.5);
         assert!(scores[2] * scale < 1e-37);
+    }
+
+    #[test]
+    fn columns_are_computed_as_rows_are() {
+        let mut panel: Vec<f32> = (0..7 * 4).map(|i| ((i * 5) % 9) as f32 - 300.0).collect();
+        let columns: Vec<Vec<f32>> = (0..4)
+            .map(|column| panel[column..].iter().step_by(4).copied().collect())
+            .collect();
+        let scales = exponential_columns::<4>(&mut panel);
+        for (column, mut scores) in columns.into_iter().enumerate() {
+            let scale = exponentials(&mut scores);
+            assert!((scale - scales[column]).abs() < 1e-7);
+            let of_panel: Vec<f32> = panel[column..].iter().step_by(4).copied().collect();
+            assert_eq!(scores, of_panel);
+        }
     }
 }

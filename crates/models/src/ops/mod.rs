@@ -5,17 +5,18 @@
 //! and the tests hold the two against each other.
 
 mod attention;
-mod bias_gelu;
 mod cached_attention;
 mod distance_bias;
+mod kernel;
 mod layer_norm;
 mod math;
+mod matrix;
 
 pub(crate) use attention::{Packing, packed_attention};
-pub(crate) use bias_gelu::bias_gelu;
 pub(crate) use cached_attention::{HistoryTable, cached_attention};
 pub(crate) use distance_bias::DistanceBias;
 pub(crate) use layer_norm::{NormParameters, add_layer_norm, layer_norm};
+pub(crate) use matrix::{Finish, PackedMatrix};
 
 use candle_core::{CpuStorage, Layout, Result};
 
@@ -23,7 +24,7 @@ use candle_core::{CpuStorage, Layout, Result};
 const PARALLEL_ELEMENTS: usize = 1 << 14;
 
 /// The values of a contiguous 32-bit float tensor on the CPU.
-fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         candle_core::bail!("a fused operation needs contiguous tensors, not {layout:?}")
     };
@@ -53,6 +54,15 @@ fn rows_per_task(rows: usize, row_elements: usize) -> usize {
 #[cfg(test)]
 mod testing {
     use candle_core::{Device, Tensor};
+    use pulp::Arch;
+
+    /// The instruction sets that this processor has, the portable one included.
+    pub(super) fn all_archs() -> Vec<Arch> {
+        let mut archs = vec![Arch::Scalar, Arch::new()];
+        #[cfg(target_arch = "x86_64")]
+        archs.extend(pulp::x86::V3::try_new().map(Arch::V3));
+        archs
+    }
 
     /// Reproducible values between -1 and 1, times `scale`.
     pub(super) fn values(shape: &[usize], seed: u32, scale: f32) -> Tensor {
