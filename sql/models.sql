@@ -101,6 +101,7 @@ SELECT
     s.state,
     s.version,
     s.device,
+    s.dtype,
     s.threads,
     s.memory_bytes,
     s.uptime_ms * interval '1 millisecond' AS uptime,
@@ -110,7 +111,7 @@ SELECT
     s.restarts,
     s.last_error
 FROM pg_catalog.jsonb_to_record(sight_server_info()) AS s (
-    pid integer, state text, version text, device text, threads integer, memory_bytes bigint,
+    pid integer, state text, version text, device text, dtype text, threads integer, memory_bytes bigint,
     uptime_ms double precision, requests bigint, failed_requests bigint, queued_requests bigint,
     restarts integer, last_error text
 );

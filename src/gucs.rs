@@ -18,6 +18,7 @@ static MAX_IMAGE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(32 * 1024);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
 
 pub static DEVICE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"auto"));
+pub static DTYPE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"auto"));
 pub static THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(600_000);
 pub static MAX_QUEUED_REQUESTS: GucSetting<i32> = GucSetting::<i32>::new(1024);
@@ -145,6 +146,14 @@ fn define_server() {
         c"Device of the model server: auto, cpu, cuda or cuda:N.",
         c"auto takes the first GPU if the server was built for it and finds one, else the CPU.",
         &DEVICE,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"pg_sight.dtype",
+        c"Numbers that models compute with: auto, float32, float16 or bfloat16.",
+        c"auto takes bfloat16 on a GPU. On the CPU they are float32.",
+        &DTYPE,
         GucContext::Sighup,
         GucFlags::default(),
     );

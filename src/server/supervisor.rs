@@ -131,6 +131,7 @@ fn configuration() -> ServerConfig {
         socket: files::SOCKET.into(),
         lock_file: files::SERVER_LOCK.into(),
         device: gucs::string(&gucs::DEVICE),
+        dtype: gucs::string(&gucs::DTYPE),
         threads: gucs::THREADS.get() as u32,
         idle_timeout_ms: gucs::IDLE_TIMEOUT.get() as u64,
         max_queued_requests: gucs::MAX_QUEUED_REQUESTS.get() as u32,

@@ -32,6 +32,7 @@ fn server_state(_call: &Call) -> SqlResult {
             "pid": status.pid,
             "version": status.version,
             "device": status.device,
+            "dtype": status.dtype,
             "threads": status.threads,
             "memory_bytes": status.memory_bytes,
             "uptime_ms": status.uptime_ms,

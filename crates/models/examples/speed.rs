@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use sight_models::{
-    Captioner, Device, GenerationOverrides, ImageLimits, Model, PromptKind, TextEncoder, Tokens,
+    Captioner, GenerationOverrides, ImageLimits, Model, Placement, PromptKind, TextEncoder, Tokens,
     load,
 };
 
@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     };
     let start = Instant::now();
-    let model = load(Path::new(directory), &Device::Cpu)?;
+    let model = load(Path::new(directory), &Placement::default())?;
     println!("load {:.2} s", start.elapsed().as_secs_f64());
     match model {
         Model::Encoder(encoder) => embed(&encoder, &fs::read_to_string(input)?),

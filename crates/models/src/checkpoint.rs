@@ -12,6 +12,7 @@ use std::io::{Read, Seek, SeekFrom};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
+use crate::device::Placement;
 use crate::error::ModelError;
 use crate::files::{ModelDirectory, damaged, unsupported};
 
@@ -175,12 +176,12 @@ impl Checkpoint {
         Ok((entry, dtype))
     }
 
-    /// Reads one tensor onto a device, as 32-bit floats.
+    /// Reads one tensor to where it is used, as the type that is computed with.
     pub(crate) fn read(
         &self,
         name: impl Into<String>,
         shape: &[usize],
-        device: &Device,
+        place: &Placement,
     ) -> Result<Tensor, ModelError> {
         let spec = TensorSpec::new(name, shape);
         let (entry, dtype) = self.entry(&spec)?;
@@ -191,7 +192,7 @@ impl Checkpoint {
         let mut bytes = vec![0; entry.bytes as usize];
         file.read_exact(&mut bytes).map_err(unreadable)?;
         let tensor = Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?;
-        Ok(tensor.to_dtype(DType::F32)?.to_device(device)?)
+        Ok(tensor.to_dtype(place.dtype)?.to_device(&place.device)?)
     }
 }
 
@@ -294,7 +295,7 @@ mod tests {
         save(&folder, SINGLE_FILE, "a", &[1.0, 2.0, 3.0]);
         let checkpoint = Checkpoint::open(&model(&folder)).unwrap();
         assert_eq!(checkpoint.parameters(), 3);
-        let tensor = checkpoint.read("a", &[3], &Device::Cpu).unwrap();
+        let tensor = checkpoint.read("a", &[3], &Placement::default()).unwrap();
         assert_eq!(tensor.to_vec1::<f32>().unwrap(), [1.0, 2.0, 3.0]);
     }
 
@@ -306,7 +307,7 @@ mod tests {
             let tensors = HashMap::from([("a", tensor.to_dtype(dtype).unwrap())]);
             candle_core::safetensors::save(&tensors, folder.path().join(SINGLE_FILE)).unwrap();
             let checkpoint = Checkpoint::open(&model(&folder)).unwrap();
-            let read = checkpoint.read("a", &[2], &Device::Cpu).unwrap();
+            let read = checkpoint.read("a", &[2], &Placement::default()).unwrap();
             assert_eq!(read.to_vec1::<f32>().unwrap(), [0.5, -2.0]);
         }
     }
@@ -320,7 +321,7 @@ mod tests {
         fs::write(folder.path().join(SHARD_INDEX), index).unwrap();
         let checkpoint = Checkpoint::open(&model(&folder)).unwrap();
         assert_eq!(checkpoint.parameters(), 3);
-        let tensor = checkpoint.read("b", &[2], &Device::Cpu).unwrap();
+        let tensor = checkpoint.read("b", &[2], &Placement::default()).unwrap();
         assert_eq!(tensor.to_vec1::<f32>().unwrap(), [2.0, 3.0]);
         fs::remove_file(folder.path().join("model-2.safetensors")).unwrap();
         let error = Checkpoint::open(&model(&folder)).unwrap_err();
@@ -371,7 +372,9 @@ mod tests {
         candle_core::safetensors::save(&tensors, folder.path().join(SINGLE_FILE)).unwrap();
         let checkpoint = Checkpoint::open(&model(&folder)).unwrap();
         assert_eq!(checkpoint.parameters(), 0);
-        let error = checkpoint.read("a", &[2], &Device::Cpu).unwrap_err();
+        let error = checkpoint
+            .read("a", &[2], &Placement::default())
+            .unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotSupported);
     }
 }

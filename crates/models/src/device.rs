@@ -1,15 +1,77 @@
 //! The devices that models compute on, and the threads of the CPU.
 
-use candle_core::{Device, DeviceLocation};
+use candle_core::{DType, Device, DeviceLocation};
 
 use crate::error::{ErrorKind, ModelError};
 
-/// Opens a device: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`
-/// or `cuda:N`.
-///
-/// Without the feature `cuda` of this crate, `auto` is the CPU and `cuda` an
-/// error of kind [`ErrorKind::NotSupported`].
-pub fn open_device(name: &str) -> Result<Device, ModelError> {
+/// Where a model computes, and with which type of numbers.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    pub device: Device,
+    pub dtype: DType,
+}
+
+impl Default for Placement {
+    /// 32-bit floats on the CPU.
+    fn default() -> Self {
+        Self {
+            device: Device::Cpu,
+            dtype: DType::F32,
+        }
+    }
+}
+
+impl Placement {
+    /// Opens a device: `auto` (the first CUDA device, else the CPU), `cpu`, `cuda`
+    /// or `cuda:N`; with the numbers `float32`, `float16`, `bfloat16` or `auto`,
+    /// which is `bfloat16` on CUDA devices.
+    ///
+    /// On the CPU numbers are `float32`. Without the feature `cuda` of this crate,
+    /// `auto` is the CPU and `cuda` an error of kind [`ErrorKind::NotSupported`].
+    pub fn open(device: &str, dtype: &str) -> Result<Self, ModelError> {
+        let device = open_device(device)?;
+        let dtype = match (dtype, device.is_cpu()) {
+            ("auto" | "float32", true) | ("float32", false) => DType::F32,
+            ("float16", false) => DType::F16,
+            ("auto" | "bfloat16", false) => DType::BF16,
+            ("float16" | "bfloat16", true) => {
+                return Err(ModelError::new(
+                    ErrorKind::NotSupported,
+                    format!("data type \"{dtype}\" is not supported on the CPU"),
+                )
+                .with_hint("Use the data type \"auto\" or \"float32\"."));
+            }
+            _ => {
+                return Err(ModelError::new(
+                    ErrorKind::InvalidOption,
+                    format!("invalid data type \"{dtype}\""),
+                )
+                .with_hint("Valid data types are auto, float32, float16 and bfloat16."));
+            }
+        };
+        Ok(Self { device, dtype })
+    }
+
+    /// The name of the device: `cpu` or `cuda:N`.
+    pub fn device_name(&self) -> String {
+        match self.device.location() {
+            DeviceLocation::Cpu => "cpu".to_owned(),
+            DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+        }
+    }
+
+    /// The name of the type of numbers, as PyTorch has it.
+    pub fn dtype_name(&self) -> &'static str {
+        match self.dtype {
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
+            _ => "float32",
+        }
+    }
+}
+
+fn open_device(name: &str) -> Result<Device, ModelError> {
     match name {
         "cpu" => Ok(Device::Cpu),
         "auto" if !cfg!(feature = "cuda") => Ok(Device::Cpu),
@@ -45,15 +107,6 @@ fn open_cuda(ordinal: usize) -> Result<Device, ModelError> {
     })
 }
 
-/// The name of an open device: `cpu` or `cuda:N`.
-pub fn device_name(device: &Device) -> String {
-    match device.location() {
-        DeviceLocation::Cpu => "cpu".to_owned(),
-        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
-    }
-}
-
 /// Sets how many threads of the CPU compute, for the whole process.
 ///
 /// It must be called before the first model is loaded: the threads start once.
@@ -85,24 +138,50 @@ mod tests {
 
     #[test]
     fn the_cpu_opens_under_its_name() {
-        assert_eq!(device_name(&open_device("cpu").unwrap()), "cpu");
+        for dtype in ["auto", "float32"] {
+            let place = Placement::open("cpu", dtype).unwrap();
+            assert_eq!(
+                (place.device_name().as_str(), place.dtype_name()),
+                ("cpu", "float32")
+            );
+        }
     }
 
     #[test]
-    fn an_unknown_device_is_an_invalid_option() {
-        for name in ["", "gpu", "cuda:", "cuda:x", "CPU"] {
-            let error = open_device(name).unwrap_err();
-            assert_eq!(error.kind, ErrorKind::InvalidOption, "{name}");
+    fn unknown_names_are_invalid_options() {
+        for (device, dtype) in [
+            ("", "auto"),
+            ("gpu", "auto"),
+            ("cuda:", "auto"),
+            ("cuda:x", "auto"),
+            ("CPU", "auto"),
+            ("cpu", ""),
+            ("cpu", "f32"),
+        ] {
+            let error = Placement::open(device, dtype).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidOption, "{device} {dtype}");
             assert!(error.hint.is_some());
+        }
+    }
+
+    #[test]
+    fn short_floats_are_refused_on_the_cpu() {
+        for dtype in ["float16", "bfloat16"] {
+            let error = Placement::open("cpu", dtype).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::NotSupported);
+            assert!(error.message.contains(dtype) && error.hint.is_some());
         }
     }
 
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn cuda_is_refused_where_it_was_not_built() {
-        assert_eq!(device_name(&open_device("auto").unwrap()), "cpu");
+        assert_eq!(
+            Placement::open("auto", "auto").unwrap().device_name(),
+            "cpu"
+        );
         for name in ["cuda", "cuda:1"] {
-            let error = open_device(name).unwrap_err();
+            let error = Placement::open(name, "auto").unwrap_err();
             assert_eq!(error.kind, ErrorKind::NotSupported, "{name}");
         }
     }

@@ -23,8 +23,8 @@ mod text_encoder;
 mod tokenizer;
 
 pub use blip::{Caption, Captioner, EncodedImages, Prompt};
-pub use candle_core::Device;
-pub use device::{device_name, open_device, set_threads};
+pub use candle_core::{DType, Device};
+pub use device::{Placement, set_threads};
 pub use error::{ErrorKind, ModelError};
 pub use generation::{GenerationConfig, GenerationOverrides};
 pub use image::{ImageLimits, Pixels};

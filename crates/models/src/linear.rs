@@ -3,8 +3,9 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 
 use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::device::Placement;
 use crate::error::ModelError;
-use crate::ops::{Finish, PackedMatrix, floats};
+use crate::ops::{Finish, PackedMatrix, floats, is_fused};
 
 /// `x W^T + b`.
 #[derive(Debug)]
@@ -16,9 +17,9 @@ pub(crate) struct Linear {
 
 #[derive(Debug)]
 enum Weight {
-    /// On the CPU.
+    /// In 32-bit floats on the CPU.
     Packed(PackedMatrix),
-    /// On other devices, as it is stored: (out, in).
+    /// Otherwise, as it is stored: (out, in).
     Plain(Tensor),
 }
 
@@ -26,7 +27,7 @@ impl Linear {
     /// `weight` is (out, in), `bias` is (out).
     pub(crate) fn new(weight: &Tensor, bias: Tensor) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
-        let weight = if weight.device().is_cpu() {
+        let weight = if is_fused(weight) {
             let values = weight.flatten_all()?.to_vec1()?;
             Weight::Packed(PackedMatrix::new(&values, outputs, inputs))
         } else {
@@ -48,9 +49,9 @@ impl Linear {
         name: &str,
         inputs: usize,
         outputs: usize,
-        device: &Device,
+        place: &Placement,
     ) -> std::result::Result<Self, ModelError> {
-        Self::read_joined(checkpoint, &[name.to_owned()], inputs, outputs, device)
+        Self::read_joined(checkpoint, &[name.to_owned()], inputs, outputs, place)
     }
 
     /// Several layers of one input as one: their outputs lie beside each other.
@@ -59,14 +60,14 @@ impl Linear {
         names: &[String],
         inputs: usize,
         outputs: usize,
-        device: &Device,
+        place: &Placement,
     ) -> std::result::Result<Self, ModelError> {
         let mut weights = Vec::new();
         let mut biases = Vec::new();
         for name in names {
             let [weight, bias] = Self::specs(name, inputs, outputs);
-            weights.push(checkpoint.read(weight.name, &weight.shape, device)?);
-            biases.push(checkpoint.read(bias.name, &bias.shape, device)?);
+            weights.push(checkpoint.read(weight.name, &weight.shape, place)?);
+            biases.push(checkpoint.read(bias.name, &bias.shape, place)?);
         }
         Ok(Self::new(
             &Tensor::cat(&weights, 0)?,

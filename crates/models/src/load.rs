@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use candle_core::Device;
 use serde::Deserialize;
 
 use crate::bert::Family;
 use crate::blip::{Captioner, CaptionerPlan};
 use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::device::Placement;
 use crate::error::ModelError;
 use crate::files::{ModelDirectory, damaged, unsupported};
 use crate::text_encoder::{EncoderPlan, TextEncoder};
@@ -174,13 +174,13 @@ pub fn revision(directory: &Path) -> Result<String, ModelError> {
     ModelDirectory::open(directory)?.revision()
 }
 
-/// Loads a model onto a device, in 32-bit floats. Errors as [`inspect`].
-pub fn load(directory: &Path, device: &Device) -> Result<Model, ModelError> {
+/// Loads a model to where it is used. Errors as [`inspect`].
+pub fn load(directory: &Path, place: &Placement) -> Result<Model, ModelError> {
     let Opened {
         plan, checkpoint, ..
     } = Opened::new(directory)?;
     Ok(match plan {
-        Plan::Encoder(plan) => Model::Encoder(TextEncoder::read(plan, &checkpoint, device)?),
-        Plan::Captioner(plan) => Model::Captioner(Captioner::read(plan, &checkpoint, device)?),
+        Plan::Encoder(plan) => Model::Encoder(TextEncoder::read(plan, &checkpoint, place)?),
+        Plan::Captioner(plan) => Model::Captioner(Captioner::read(plan, &checkpoint, place)?),
     })
 }

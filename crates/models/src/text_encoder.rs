@@ -1,13 +1,13 @@
 //! Text encoders in the layout of sentence-transformers.
 
-use candle_core::Device;
+use candle_core::DType;
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::bert::{BertConfig, BertEncoder, Family};
 use crate::checkpoint::{Checkpoint, TensorSpec};
-use crate::device::compute;
+use crate::device::{Placement, compute};
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged, unsupported};
 use crate::pooling::{Pooling, normalize};
@@ -166,9 +166,9 @@ impl TextEncoder {
     pub(crate) fn read(
         plan: Box<EncoderPlan>,
         checkpoint: &Checkpoint,
-        device: &Device,
+        place: &Placement,
     ) -> Result<Self, ModelError> {
-        let encoder = BertEncoder::read(&plan.config, checkpoint, device)?;
+        let encoder = BertEncoder::read(&plan.config, checkpoint, place)?;
         Ok(Self { plan, encoder })
     }
 
@@ -233,7 +233,8 @@ impl TextEncoder {
             .collect();
         let hidden = compute(|| self.encoder.forward(&ids, &lengths))?;
         let width = hidden.dim(1)?;
-        let hidden = hidden.flatten_all()?.to_vec1::<f32>()?;
+        let hidden = hidden.flatten_all()?.to_dtype(DType::F32)?;
+        let hidden = hidden.to_vec1::<f32>()?;
         let mut rest = hidden.as_slice();
         let mut vectors = Vec::with_capacity(batch.len());
         for tokens in batch {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
-use sight_models::{Device, ErrorKind, ModelError, inspect, load};
+use sight_models::{Device, ErrorKind, ModelError, Placement, inspect, load};
 
 /// A copy of a committed model that may be damaged.
 struct Copy(tempfile::TempDir);
@@ -38,7 +38,10 @@ impl Copy {
     /// The error of inspecting, which loading must give too.
     fn error(&self) -> ModelError {
         let error = inspect(self.0.path()).unwrap_err();
-        assert_eq!(load(self.0.path(), &Device::Cpu).unwrap_err(), error);
+        assert_eq!(
+            load(self.0.path(), &Placement::default()).unwrap_err(),
+            error
+        );
         assert!(error.detail.is_some(), "{error}");
         error
     }

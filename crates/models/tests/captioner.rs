@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sight_models::{
-    Architecture, Caption, Captioner, Device, EncodedImages, ErrorKind, GenerationOverrides,
-    ImageLimits, Model, Pixels, Task, inspect, load,
+    Architecture, Caption, Captioner, EncodedImages, ErrorKind, GenerationOverrides, ImageLimits,
+    Model, Pixels, Placement, Task, inspect, load,
 };
 
 const LIMITS: ImageLimits = ImageLimits {
@@ -22,7 +22,7 @@ fn demo(path: &str) -> PathBuf {
 }
 
 fn captioner() -> Captioner {
-    match load(&demo("captioner"), &Device::Cpu).unwrap() {
+    match load(&demo("captioner"), &Placement::default()).unwrap() {
         Model::Captioner(captioner) => captioner,
         Model::Encoder(_) => panic!("the demo captioner is no encoder"),
     }

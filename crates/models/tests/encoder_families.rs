@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sight_models::{
-    Architecture, Device, ErrorKind, Model, PromptKind, Task, TextEncoder, Tokens, inspect, load,
+    Architecture, Device, ErrorKind, Model, Placement, PromptKind, Task, TextEncoder, Tokens,
+    inspect, load,
 };
 
 const TOLERANCE: f32 = 1e-5;
@@ -57,7 +58,7 @@ impl Goldens {
 }
 
 fn encoder(directory: &Path) -> TextEncoder {
-    match load(directory, &Device::Cpu).unwrap() {
+    match load(directory, &Placement::default()).unwrap() {
         Model::Encoder(encoder) => encoder,
         Model::Captioner(_) => panic!("this is no captioner"),
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sight_models::{Device, ErrorKind, Model, PromptKind, load, set_threads};
+use sight_models::{ErrorKind, Model, Placement, PromptKind, load, set_threads};
 
 #[test]
 fn threads_are_set_once_and_compute() {
@@ -11,7 +11,7 @@ fn threads_are_set_once_and_compute() {
     let error = set_threads(2).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Internal);
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-bert");
-    let Ok(Model::Encoder(encoder)) = load(&tiny, &Device::Cpu) else {
+    let Ok(Model::Encoder(encoder)) = load(&tiny, &Placement::default()) else {
         panic!("the tiny model is an encoder");
     };
     let tokens = encoder.tokenize("a red shoe", PromptKind::Default).unwrap();

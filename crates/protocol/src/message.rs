@@ -182,6 +182,8 @@ pub struct ServerStatus {
     pub version: String,
     /// `cpu` or `cuda:0`.
     pub device: String,
+    /// `float32`, `float16` or `bfloat16`.
+    pub dtype: String,
     /// Compute threads.
     pub threads: u32,
     /// Resident memory of the process, in bytes.
@@ -206,6 +208,9 @@ pub struct ServerConfig {
     pub lock_file: String,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// Numbers that models compute with: `auto`, `float32`, `float16` or
+    /// `bfloat16`.
+    pub dtype: String,
     /// Compute threads; 0 takes one for each physical core.
     pub threads: u32,
     /// Without a request for so long the server exits; 0 never.

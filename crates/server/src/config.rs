@@ -81,7 +81,7 @@ pub fn compute_threads(setting: u32) -> usize {
 mod tests {
     use super::{ConfigError, batch_bounds, compute_threads, read};
 
-    const GOOD: &str = r#"{"socket": "s", "lock_file": "l", "device": "cpu", "threads": 0,
+    const GOOD: &str = r#"{"socket": "s", "lock_file": "l", "device": "cpu", "dtype": "auto", "threads": 0,
         "idle_timeout_ms": 0, "max_queued_requests": 1, "max_batch_tokens": 1, "max_batch_images": 1}"#;
 
     fn line(json: &str) -> Vec<u8> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sight_models::ModelError;
+use sight_models::{ModelError, Placement};
 use sight_protocol::ServerConfig;
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
@@ -84,17 +84,16 @@ pub async fn run(config: ServerConfig, threads: usize) -> Result<(), ServeError>
         lock = take_lock(&config.lock_file) => lock?,
         _ = signals.next() => return Ok(()),
     };
-    let device =
-        sight_models::open_device(&config.device).map_err(|source| ServeError::Device {
-            name: config.device.clone(),
-            source,
-        })?;
+    let place = Placement::open(&config.device, &config.dtype).map_err(|source| {
+        let name = config.device.clone();
+        ServeError::Device { name, source }
+    })?;
     let socket = PathBuf::from(&config.socket);
     let listener = listen(&socket).map_err(|source| ServeError::Socket {
         path: config.socket.clone(),
         source,
     })?;
-    let service = Arc::new(Service::new(config, threads, device));
+    let service = Arc::new(Service::new(config, threads, place));
     log::info("ready");
 
     let mut connections = Connections {

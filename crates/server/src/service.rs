@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sight_models::{
-    Captioner, Device, GenerationOverrides, ImageLimits, Model, ModelSummary, PromptKind,
+    Captioner, GenerationOverrides, ImageLimits, Model, ModelSummary, Placement, PromptKind,
     TextEncoder,
 };
 use sight_protocol::{
@@ -70,7 +70,7 @@ impl From<ErrorReply> for Answer {
 pub struct Service {
     pub config: ServerConfig,
     pub threads: usize,
-    pub device: Device,
+    pub place: Placement,
     pub activity: Arc<Activity>,
     pub models: Arc<Registry<LoadedModel>>,
     /// Bounds of a batch.
@@ -81,15 +81,15 @@ pub struct Service {
 
 impl Service {
     /// `threads` bounds the threads that prepare inputs.
-    pub fn new(config: ServerConfig, threads: usize, device: Device) -> Self {
+    pub fn new(config: ServerConfig, threads: usize, place: Placement) -> Self {
         let max_waiting = config.max_queued_requests as usize;
-        let (max_tokens, max_images) = batch_bounds(&config, device.is_cpu());
+        let (max_tokens, max_images) = batch_bounds(&config, place.device.is_cpu());
         Self {
             max_tokens,
             max_images,
             config,
             threads,
-            device,
+            place,
             activity: Arc::new(Activity::new(max_waiting)),
             models: Arc::new(Registry::new()),
             preparing: Arc::new(Semaphore::new(threads)),
@@ -186,7 +186,7 @@ impl Service {
             sight_models::revision(&directory).map_err(error::from_model)
         })
         .await?;
-        let device = self.device.clone();
+        let place = self.place.clone();
         let (max_tokens, max_images) = (self.max_tokens, self.max_images);
         let (name, directory) = (model.name.clone(), model.directory.clone());
         let load = move || {
@@ -194,7 +194,7 @@ impl Service {
                 "loading model \"{name}\" from \"{directory}\""
             ));
             let loaded =
-                sight_models::load(Path::new(&directory), &device).map_err(error::from_model)?;
+                sight_models::load(Path::new(&directory), &place).map_err(error::from_model)?;
             match loaded {
                 Model::Encoder(model) => {
                     ModelHandle::start(model, max_tokens).map(LoadedModel::Encoder)

@@ -10,7 +10,8 @@ pub fn of(service: &Service) -> ServerStatus {
     ServerStatus {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
-        device: sight_models::device_name(&service.device),
+        device: service.place.device_name(),
+        dtype: service.place.dtype_name().into(),
         threads: u32::try_from(service.threads).unwrap_or(u32::MAX),
         memory_bytes: resident_bytes(),
         uptime_ms: u64::try_from(activity.uptime().as_millis()).unwrap_or(u64::MAX),

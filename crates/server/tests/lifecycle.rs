@@ -19,7 +19,10 @@ fn status_tells_of_the_process() {
     let server = Server::start(directory.path(), &config());
     let status = server.status();
     assert_eq!(status.pid, server.pid());
-    assert_eq!(status.device, "cpu");
+    assert_eq!(
+        (status.device.as_str(), status.dtype.as_str()),
+        ("cpu", "float32")
+    );
     assert_eq!(status.threads, 2);
     assert_eq!(status.version, env!("CARGO_PKG_VERSION"));
     assert!(status.memory_bytes > 1 << 20);
@@ -222,6 +225,7 @@ fn a_bad_start_says_why() {
         cases.push((serde_json::to_string(&config).unwrap() + "\n", says));
     };
     with(|config| config.device = "abacus".into(), "abacus");
+    with(|config| config.dtype = "float8".into(), "float8");
     with(
         |config| config.socket = "none/server.sock".into(),
         "none/server.sock",

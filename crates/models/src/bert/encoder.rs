@@ -7,10 +7,11 @@ use crate::bert::BertConfig;
 use crate::bert::distance::distance_bias;
 use crate::bert::family::LayerNames;
 use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::device::Placement;
 use crate::error::ModelError;
 use crate::linear::Linear;
 use crate::ops::{
-    DistanceBias, NormParameters, Packing, add_layer_norm, layer_norm, packed_attention,
+    DistanceBias, NormParameters, Packing, add_layer_norm, is_fused, layer_norm, packed_attention,
 };
 
 /// Embeddings and layers of a model, without its pooler.
@@ -55,11 +56,11 @@ pub(crate) fn read_norm(
     bias: Option<&Linear>,
     hidden: usize,
     epsilon: f64,
-    device: &Device,
+    place: &Placement,
 ) -> std::result::Result<NormParameters, ModelError> {
     let [scale, shift] = norm_specs(name, hidden);
-    let scale = checkpoint.read(scale.name, &scale.shape, device)?;
-    let shift = checkpoint.read(shift.name, &shift.shape, device)?;
+    let scale = checkpoint.read(scale.name, &scale.shape, place)?;
+    let shift = checkpoint.read(shift.name, &shift.shape, place)?;
     let bias = bias.map(Linear::bias);
     Ok(NormParameters::new(&scale, &shift, bias, epsilon)?)
 }
@@ -115,11 +116,11 @@ impl BertEncoder {
     pub(crate) fn read(
         config: &BertConfig,
         checkpoint: &Checkpoint,
-        device: &Device,
+        place: &Placement,
     ) -> std::result::Result<Self, ModelError> {
         let prefix = config.family.prefix(checkpoint);
         let tables = Tables::new(config, prefix);
-        let table = |spec: TensorSpec| checkpoint.read(spec.name, &spec.shape, device);
+        let table = |spec: TensorSpec| checkpoint.read(spec.name, &spec.shape, place);
         let mut positions = table(tables.positions)?;
         if let Some(types) = tables.types {
             positions = positions.broadcast_add(&table(types)?.narrow(0, 0, 1)?)?;
@@ -129,7 +130,7 @@ impl BertEncoder {
             None => None,
         };
         let layers = (0..config.num_hidden_layers)
-            .map(|index| LayerSource::new(config, prefix, index).read(checkpoint, device))
+            .map(|index| LayerSource::new(config, prefix, index).read(checkpoint, place))
             .collect::<std::result::Result<_, _>>()?;
         Ok(Self {
             words: table(tables.words)?,
@@ -142,11 +143,11 @@ impl BertEncoder {
                 None,
                 config.hidden_size,
                 config.layer_norm_eps,
-                device,
+                place,
             )?,
             layers,
             heads: config.num_attention_heads,
-            device: device.clone(),
+            device: place.device.clone(),
         })
     }
 
@@ -154,7 +155,12 @@ impl BertEncoder {
     ///
     /// `ids` are the tokens of all sequences; `lengths` are how many each has.
     pub(crate) fn forward(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
-        let packing = Packing::new(lengths, self.heads, self.distances.as_ref(), &self.device)?;
+        let packing = Packing::new(
+            lengths,
+            self.heads,
+            self.distances.as_ref(),
+            is_fused(&self.words),
+        )?;
         let embedded = self.embed(ids, lengths)?;
         self.layers
             .iter()
@@ -239,23 +245,23 @@ impl<'a> LayerSource<'a> {
     fn read(
         &self,
         checkpoint: &Checkpoint,
-        device: &Device,
+        place: &Placement,
     ) -> std::result::Result<Layer, ModelError> {
         let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
         let names = self.names;
         let linear = |part, inputs, outputs| {
-            Linear::read(checkpoint, &self.part(part), inputs, outputs, device)
+            Linear::read(checkpoint, &self.part(part), inputs, outputs, place)
         };
         let norm = |part, bias: &Linear| {
             let epsilon = self.config.layer_norm_eps;
             let name = self.part(part);
-            read_norm(checkpoint, &name, Some(bias), hidden, epsilon, device)
+            read_norm(checkpoint, &name, Some(bias), hidden, epsilon, place)
         };
         let qkv = names.qkv.map(|part| self.part(part));
         let attention_output = linear(names.attention_output, hidden, hidden)?;
         let output = linear(names.output, inner, hidden)?;
         Ok(Layer {
-            qkv: Linear::read_joined(checkpoint, &qkv, hidden, hidden, device)?,
+            qkv: Linear::read_joined(checkpoint, &qkv, hidden, hidden, place)?,
             attention_norm: norm(names.attention_norm, &attention_output)?,
             attention_output,
             intermediate: linear(names.intermediate, hidden, inner)?,

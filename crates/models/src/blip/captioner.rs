@@ -1,13 +1,13 @@
 //! Captions of pictures by BLIP.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Tensor};
 use tokenizers::Tokenizer;
 
 use crate::blip::config::BlipConfig;
 use crate::blip::text::{KeysAndValues, Step, TextDecoder};
 use crate::blip::vision::VisionTower;
 use crate::checkpoint::{Checkpoint, TensorSpec};
-use crate::device::compute;
+use crate::device::{Placement, compute};
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged};
 use crate::generation::{
@@ -77,7 +77,7 @@ pub struct Captioner {
     plan: Box<CaptionerPlan>,
     vision: VisionTower,
     text: TextDecoder,
-    device: Device,
+    place: Placement,
 }
 
 /// The tokens that a caption begins with, as the decoder gets them.
@@ -123,13 +123,13 @@ impl Captioner {
     pub(crate) fn read(
         plan: Box<CaptionerPlan>,
         checkpoint: &Checkpoint,
-        device: &Device,
+        place: &Placement,
     ) -> Result<Self, ModelError> {
         let (vision, text) = (&plan.config.vision_config, &plan.config.text_config);
         Ok(Self {
-            vision: VisionTower::read(vision, checkpoint, device)?,
-            text: TextDecoder::read(text, vision.hidden_size, checkpoint, device)?,
-            device: device.clone(),
+            vision: VisionTower::read(vision, checkpoint, place)?,
+            text: TextDecoder::read(text, vision.hidden_size, checkpoint, place)?,
+            place: place.clone(),
             plan,
         })
     }
@@ -184,7 +184,9 @@ impl Captioner {
         for pixels in batch {
             values.extend_from_slice(pixels.values());
         }
-        let pixels = Tensor::from_vec(values, (batch.len(), 3, side, side), &self.device)?;
+        let shape = (batch.len(), 3, side, side);
+        let pixels =
+            Tensor::from_vec(values, shape, &self.place.device)?.to_dtype(self.place.dtype)?;
         let layers = compute(|| self.text.picture_keys(&self.vision.forward(&pixels)?))?;
         Ok(EncodedImages {
             count: batch.len(),
@@ -290,7 +292,7 @@ impl BlipDecoder<'_> {
 
     fn scores(&self, hidden: &Tensor) -> Result<Vec<f32>, ModelError> {
         let logits = compute(|| self.captioner.text.logits(hidden))?;
-        Ok(logits.flatten_all()?.to_vec1()?)
+        Ok(logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
     }
 }
 

@@ -1,11 +1,12 @@
 //! The text decoder of BLIP: BERT's layers with a causal self-attention over a
 //! cache and an attention to the picture.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::bert::{norm_specs, read_norm};
 use crate::blip::config::TextConfig;
 use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::device::Placement;
 use crate::error::ModelError;
 use crate::linear::Linear;
 use crate::ops::{HistoryTable, NormParameters, add_layer_norm, cached_attention, layer_norm};
@@ -22,7 +23,7 @@ pub(crate) struct TextDecoder {
     transform_norm: NormParameters,
     /// Its weight is that of the word embeddings, for which it serves too.
     output: Linear,
-    device: Device,
+    place: Placement,
 }
 
 #[derive(Debug)]
@@ -105,33 +106,33 @@ impl TextDecoder {
         config: &TextConfig,
         vision: usize,
         checkpoint: &Checkpoint,
-        device: &Device,
+        place: &Placement,
     ) -> std::result::Result<Self, ModelError> {
         let (hidden, epsilon) = (config.hidden_size, config.layer_norm_eps);
         let embeddings = format!("{PREFIX}.bert.embeddings");
         let transform = format!("{PREFIX}.cls.predictions.transform");
         let table = |name: &str, rows: usize| {
             let name = format!("{embeddings}.{name}.weight");
-            checkpoint.read(name, &[rows, hidden], device)
+            checkpoint.read(name, &[rows, hidden], place)
         };
         let norm = |name: &str| {
             let name = format!("{name}.LayerNorm");
-            read_norm(checkpoint, &name, None, hidden, epsilon, device)
+            read_norm(checkpoint, &name, None, hidden, epsilon, place)
         };
         let words = table("word_embeddings", config.vocab_size)?;
-        let bias = checkpoint.read(output_bias(checkpoint), &[config.vocab_size], device)?;
+        let bias = checkpoint.read(output_bias(checkpoint), &[config.vocab_size], place)?;
         let layers = (0..config.num_hidden_layers)
-            .map(|index| Layer::read(config, vision, checkpoint, &Layer::name(index), device))
+            .map(|index| Layer::read(config, vision, checkpoint, &Layer::name(index), place))
             .collect::<std::result::Result<_, _>>()?;
         let dense = format!("{transform}.dense");
         Ok(Self {
             config: config.clone(),
             output: Linear::new(&words, bias)?,
-            device: device.clone(),
+            place: place.clone(),
             positions: table("position_embeddings", config.max_position_embeddings)?,
             norm: norm(&embeddings)?,
             layers,
-            transform: Linear::read(checkpoint, &dense, hidden, hidden, device)?,
+            transform: Linear::read(checkpoint, &dense, hidden, hidden, place)?,
             transform_norm: norm(&transform)?,
         })
     }
@@ -153,7 +154,7 @@ impl TextDecoder {
     pub(crate) fn cache(&self, rows: usize) -> Result<Vec<KeysAndValues>> {
         let zeros = || {
             let shape = (rows, self.config.hidden_size);
-            Tensor::zeros(shape, DType::F32, &self.device)
+            Tensor::zeros(shape, self.place.dtype, &self.place.device)
         };
         self.layers
             .iter()
@@ -233,7 +234,7 @@ impl Layer {
         vision: usize,
         checkpoint: &Checkpoint,
         name: &str,
-        device: &Device,
+        place: &Placement,
     ) -> std::result::Result<Self, ModelError> {
         let hidden = config.hidden_size;
         let [
@@ -250,17 +251,17 @@ impl Layer {
                 &format!("{name}.{part}"),
                 inputs,
                 outputs,
-                device,
+                place,
             )
         });
         let (self_output, cross_output, output) = (self_output?, cross_output?, output?);
         let norm = |part: &str, bias: &Linear| {
             let name = format!("{name}.{part}.LayerNorm");
             let epsilon = config.layer_norm_eps;
-            read_norm(checkpoint, &name, Some(bias), hidden, epsilon, device)
+            read_norm(checkpoint, &name, Some(bias), hidden, epsilon, place)
         };
         Ok(Self {
-            qkv: Linear::read_joined(checkpoint, &Self::qkv_names(name), hidden, hidden, device)?,
+            qkv: Linear::read_joined(checkpoint, &Self::qkv_names(name), hidden, hidden, place)?,
             self_norm: norm("attention.output", &self_output)?,
             self_output,
             cross_query: query?,

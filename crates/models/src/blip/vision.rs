@@ -1,13 +1,14 @@
 //! The vision tower of BLIP: a vision transformer with the norm before each block.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::bert::{norm_specs, read_norm};
 use crate::blip::config::VisionConfig;
 use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::device::Placement;
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::ops::{NormParameters, Packing, layer_norm, packed_attention};
+use crate::ops::{NormParameters, Packing, is_fused, layer_norm, packed_attention};
 
 const CHANNELS: usize = 3;
 const PREFIX: &str = "vision_model";
@@ -62,11 +63,11 @@ impl VisionTower {
     pub(crate) fn read(
         config: &VisionConfig,
         checkpoint: &Checkpoint,
-        device: &Device,
+        place: &Placement,
     ) -> std::result::Result<Self, ModelError> {
         let (hidden, patch) = (config.hidden_size, config.patch_size);
         let read = |name: &str, shape: &[usize]| {
-            checkpoint.read(format!("{PREFIX}.embeddings.{name}"), shape, device)
+            checkpoint.read(format!("{PREFIX}.embeddings.{name}"), shape, place)
         };
         let weight = read("patch_embedding.weight", &[hidden, CHANNELS, patch, patch])?;
         let weight = weight.reshape((hidden, CHANNELS * patch * patch))?;
@@ -76,7 +77,7 @@ impl VisionTower {
         let positions = read("position_embedding", &[1, count, hidden])?;
         let positions = positions.reshape((count, hidden))?;
         let layers = (0..config.num_hidden_layers)
-            .map(|index| Layer::read(config, checkpoint, &Layer::name(index), device))
+            .map(|index| Layer::read(config, checkpoint, &Layer::name(index), place))
             .collect::<std::result::Result<_, _>>()?;
         let norm = format!("{PREFIX}.post_layernorm");
         Ok(Self {
@@ -91,7 +92,7 @@ impl VisionTower {
                 None,
                 hidden,
                 config.layer_norm_eps,
-                device,
+                place,
             )?,
         })
     }
@@ -104,7 +105,7 @@ impl VisionTower {
         let mut x = self.embed(pixels)?;
         let lengths = vec![self.config.positions(); batch];
         let heads = self.config.num_attention_heads;
-        let packing = Packing::new(&lengths, heads, None, pixels.device())?;
+        let packing = Packing::new(&lengths, heads, None, is_fused(pixels))?;
         for layer in &self.layers {
             x = layer.forward(&x, &packing)?;
         }
@@ -154,7 +155,7 @@ impl Layer {
         config: &VisionConfig,
         checkpoint: &Checkpoint,
         name: &str,
-        device: &Device,
+        place: &Placement,
     ) -> std::result::Result<Self, ModelError> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let linear = |part: &str, inputs, outputs| {
@@ -163,7 +164,7 @@ impl Layer {
                 &format!("{name}.{part}"),
                 inputs,
                 outputs,
-                device,
+                place,
             )
         };
         let norm = |part: &str| {
@@ -174,7 +175,7 @@ impl Layer {
                 None,
                 hidden,
                 config.layer_norm_eps,
-                device,
+                place,
             )
         };
         Ok(Self {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
@@ -27,19 +27,20 @@ pub(crate) struct Packing<'a> {
 
 impl<'a> Packing<'a> {
     /// `lengths` are the tokens of each sequence, in order; `bias` is added to
-    /// their scores and covers the longest.
+    /// their scores and covers the longest; `fused` is whether the kernel computes
+    /// (see [`super::is_fused`]).
     pub(crate) fn new(
         lengths: &'a [usize],
         heads: usize,
         bias: Option<&'a DistanceBias>,
-        device: &Device,
+        fused: bool,
     ) -> Result<Self> {
         let mut packing = Self {
             lengths,
             heads,
             bias,
             matrices: BTreeMap::new(),
-            fused: device.is_cpu(),
+            fused,
             arch: Arch::new(),
         };
         if !packing.fused {
@@ -397,7 +398,7 @@ mod tests {
         heads: usize,
         bias: Option<&'a DistanceBias>,
     ) -> Packing<'a> {
-        Packing::new(lengths, heads, bias, &Device::Cpu).unwrap()
+        Packing::new(lengths, heads, bias, true).unwrap()
     }
 
     fn compare(lengths: &[usize], heads: usize, head_size: usize) {

@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::{PARALLEL_ELEMENTS, floats, math};
+use super::{PARALLEL_ELEMENTS, floats, is_fused, math};
 
 /// Which rows of the keys and values each query attends to, in order.
 ///
@@ -47,7 +47,7 @@ pub(crate) fn cached_attention(
     table: &HistoryTable,
     heads: usize,
 ) -> Result<Tensor> {
-    if !queries.device().is_cpu() {
+    if !is_fused(queries) {
         return plain(queries, keys, values, table, heads);
     }
     let op = CachedAttention { table, heads };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 /// A number for each head and each distance of a key from its query, which is
 /// added to their scaled score.
@@ -24,7 +24,7 @@ impl DistanceBias {
         if width != 2 * positions - 1 {
             candle_core::bail!("{positions} positions have not {width} distances")
         }
-        let mut reversed: Vec<f32> = table.flatten_all()?.to_vec1()?;
+        let mut reversed: Vec<f32> = table.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
         for head in reversed.chunks_exact_mut(width) {
             head.reverse();
         }

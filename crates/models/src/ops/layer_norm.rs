@@ -4,12 +4,13 @@ use candle_core::{CpuStorage, CustomOp2, DType, InplaceOp3, Layout, Result, Shap
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
-use super::{floats, floats_mut, math, rows_per_task};
+use super::{floats, floats_mut, is_fused, math, rows_per_task};
 
 /// Scale and shift of a normalisation, with the bias of the layer before it.
 #[derive(Debug, Clone)]
 pub(crate) struct NormParameters {
-    /// (3, n): bias to add to the input, scale, shift.
+    /// (3, n): bias to add to the input, scale, shift; in 32-bit floats, as sums
+    /// of squares need them.
     stacked: Tensor,
     epsilon: f64,
 }
@@ -27,7 +28,7 @@ impl NormParameters {
             None => scale.zeros_like()?,
         };
         Ok(Self {
-            stacked: Tensor::stack(&[&bias, scale, shift], 0)?,
+            stacked: Tensor::stack(&[&bias, scale, shift], 0)?.to_dtype(DType::F32)?,
             epsilon,
         })
     }
@@ -42,7 +43,7 @@ pub(crate) fn add_layer_norm(
     residual: &Tensor,
     parameters: &NormParameters,
 ) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !is_fused(&x) {
         return plain(&x, Some(residual), parameters);
     }
     let x = x.contiguous()?;
@@ -55,7 +56,7 @@ pub(crate) fn add_layer_norm(
 
 /// `norm(x + bias)`, leaving `x` as it is; `x` is (rows, n).
 pub(crate) fn layer_norm(x: &Tensor, parameters: &NormParameters) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !is_fused(x) {
         return plain(x, None, parameters);
     }
     let op = LayerNorm {
@@ -70,17 +71,18 @@ fn plain(x: &Tensor, residual: Option<&Tensor>, parameters: &NormParameters) -> 
         parameters.stacked.get(1)?,
         parameters.stacked.get(2)?,
     );
-    let mut x = x.broadcast_add(&bias)?;
+    let dtype = x.dtype();
+    let mut x = x.to_dtype(DType::F32)?.broadcast_add(&bias)?;
     if let Some(residual) = residual {
-        x = (x + residual)?;
+        x = (x + residual.to_dtype(DType::F32)?)?;
     }
-    let x = x.to_dtype(DType::F32)?;
     let centred = x.broadcast_sub(&x.mean_keepdim(candle_core::D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(candle_core::D::Minus1)?;
     centred
         .broadcast_div(&(variance + parameters.epsilon)?.sqrt()?)?
         .broadcast_mul(&scale)?
-        .broadcast_add(&shift)
+        .broadcast_add(&shift)?
+        .to_dtype(dtype)
 }
 
 /// Normalises one row in place; `parameters` are bias (unused here), scale, shift.

@@ -1,8 +1,8 @@
 //! Fused operations that candle lacks or computes slowly on the CPU.
 //!
 //! Each has a CPU kernel, written for the vectoriser of the compiler, and a
-//! plain form out of candle's own operations: that one runs on other devices,
-//! and the tests hold the two against each other.
+//! plain form out of candle's own operations: that one runs on other devices
+//! and with shorter floats, and the tests hold the two against each other.
 
 mod attention;
 mod cached_attention;
@@ -18,10 +18,16 @@ pub(crate) use distance_bias::DistanceBias;
 pub(crate) use layer_norm::{NormParameters, add_layer_norm, layer_norm};
 pub(crate) use matrix::{Finish, PackedMatrix};
 
-use candle_core::{CpuStorage, Layout, Result};
+use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
 
 /// Elements below which starting threads costs more than it saves.
 const PARALLEL_ELEMENTS: usize = 1 << 14;
+
+/// Whether kernels of this module compute with a tensor: with 32-bit floats on
+/// the CPU. Everything else takes the plain forms.
+pub(crate) fn is_fused(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && tensor.dtype() == DType::F32
+}
 
 /// The values of a contiguous 32-bit float tensor on the CPU.
 pub(crate) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

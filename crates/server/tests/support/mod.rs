@@ -27,6 +27,7 @@ pub fn config() -> ServerConfig {
         socket: "server.sock".into(),
         lock_file: "server.lock".into(),
         device: "cpu".into(),
+        dtype: "auto".into(),
         threads: 2,
         idle_timeout_ms: 0,
         max_queued_requests: 100,
