@@ -2,13 +2,13 @@
 -- IMMUTABLE would fold a model's answer into plans that outlive the model.
 -- COST is in units of an operator call; a forward pass takes milliseconds.
 
-CREATE FUNCTION embed(text text, model text DEFAULT NULL) RETURNS vector
+CREATE FUNCTION embed(text text, model text DEFAULT NULL, prompt_name text DEFAULT NULL) RETURNS vector
     LANGUAGE c STABLE PARALLEL SAFE COST 10000 AS 'MODULE_PATHNAME', 'sight_embed';
-COMMENT ON FUNCTION embed(text, text) IS 'embedding of a text by a registered model, by default pg_sight.embed_model';
+COMMENT ON FUNCTION embed(text, text, text) IS 'embedding of a text by a registered model, by default pg_sight.embed_model';
 
-CREATE FUNCTION embed_batch(texts text[], model text DEFAULT NULL) RETURNS vector[]
+CREATE FUNCTION embed_batch(texts text[], model text DEFAULT NULL, prompt_name text DEFAULT NULL) RETURNS vector[]
     LANGUAGE c STABLE PARALLEL SAFE COST 100000 AS 'MODULE_PATHNAME', 'sight_embed_batch';
-COMMENT ON FUNCTION embed_batch(text[], text) IS 'embeddings of several texts in one batch, in their order';
+COMMENT ON FUNCTION embed_batch(text[], text, text) IS 'embeddings of several texts in one batch, in their order';
 
 CREATE FUNCTION blip_describe(
     image bytea, prompt text DEFAULT NULL, model text DEFAULT NULL, options jsonb DEFAULT NULL

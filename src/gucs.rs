@@ -11,6 +11,8 @@ pub static EMBED_MODEL: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"all-mpnet-base-v2"));
 pub static DESCRIBE_MODEL: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"blip-image-captioning-large"));
+/// Empty where the model's default is wanted.
+pub static PROMPT_NAME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static START_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static MAX_TEXT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
@@ -67,6 +69,14 @@ pub fn define() {
         c"Model of blip_describe() when the call names none.",
         c"The name of a registered model, see sight_models.",
         &DESCRIBE_MODEL,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"pg_sight.prompt_name",
+        c"Prompt of the model that embed() puts before a text when the call names none.",
+        c"Every model has query and document; empty takes what the model names as its default.",
+        &PROMPT_NAME,
         GucContext::Userset,
         GucFlags::default(),
     );

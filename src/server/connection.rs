@@ -102,6 +102,11 @@ impl Connection {
                 self.decoder.push(&buffer[..count]);
                 Ok(())
             }
+            // Linux resets a Unix socket whose peer closed it with bytes unread,
+            // so of our request: a server may be dying while it still seems to listen.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                Err(ExchangeError::NotTaken)
+            }
             Err(error) => {
                 self.wait_after(error, Until::Readable(self.socket.as_raw_fd()), deadline)
             }

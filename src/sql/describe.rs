@@ -118,6 +118,13 @@ fn options(call: &Call) -> Result<GenerationOptions, SqlError> {
     }
 }
 
+/// The seed of samples for which nobody gives one: another for each statement, but
+/// the same throughout, in parallel workers too, as a STABLE function must be.
+fn statement_seed() -> u64 {
+    // SAFETY: reads a variable of the backend.
+    unsafe { pg_sys::GetCurrentStatementStartTimestamp() as u64 }
+}
+
 fn describe_images(
     model: &ModelRef,
     images: &[&[u8]],
@@ -139,7 +146,10 @@ fn describe_images(
         model: model.clone(),
         image_bytes: images.iter().map(|image| image.len() as u32).collect(),
         prompts: prompts.to_vec(),
-        options: options.clone(),
+        options: GenerationOptions {
+            seed: options.seed.or_else(|| Some(statement_seed())),
+            ..options.clone()
+        },
     };
     match client::request(&request, images)?.0 {
         Response::Captions(captions) if captions.len() == images.len() => Ok(captions),

@@ -11,6 +11,7 @@ use super::{registry, vector};
 use crate::error::{SqlError, SqlState};
 use crate::gucs;
 use crate::server::client;
+use crate::text;
 
 sql_function!(sight_embed, pg_finfo_sight_embed, embed);
 sql_function!(sight_embed_batch, pg_finfo_sight_embed_batch, embed_batch);
@@ -18,6 +19,8 @@ sql_function!(sight_embed_batch, pg_finfo_sight_embed_batch, embed_batch);
 /// One request carries at most so many bytes of text and so many texts.
 const REQUEST_BYTES: usize = 16 << 20;
 const REQUEST_TEXTS: usize = 8192;
+/// The prompt of texts that are searched, which every model has.
+const DOCUMENT_PROMPT: &str = "document";
 
 /// The last embedding of one place of a query: a sequential scan evaluates
 /// `ORDER BY desc_vec <#> embed('...')` for every row.
@@ -32,19 +35,38 @@ struct Answer {
     directory: String,
     /// What `directory` was looked up in.
     registered: registry::Version,
+    prompt_name: Option<String>,
     text: String,
     embedding: Vec<f32>,
 }
 
-/// `embed(text, model text DEFAULT NULL) → vector`
+/// Which model embeds, with which of its prompts before each text.
+struct Embedder {
+    model: ModelRef,
+    prompt_name: Option<String>,
+}
+
+/// The prompt a call uses: the one it names, or the setting's, if there is one.
+fn prompt_name(named: Option<String>) -> Result<Option<String>, SqlError> {
+    if named.is_some() {
+        return Ok(named);
+    }
+    let setting = gucs::PROMPT_NAME.get().unwrap_or_default();
+    let name = text::from_server(setting.as_bytes())?;
+    Ok(Some(name).filter(|name| !name.is_empty()))
+}
+
+/// `embed(text, model text DEFAULT NULL, prompt_name text DEFAULT NULL) → vector`
 fn embed(call: &Call) -> SqlResult {
     let Some(text) = call.text(0)? else {
         return Ok(None);
     };
     let name = registry::model_name(call.text(1)?, ModelTask::Embed)?;
+    let prompt_name = prompt_name(call.text(2)?)?;
     let registered = registry::version();
     let mut site = call.site::<RefCell<CallSite>>().borrow_mut();
-    let same = |last: &Answer| last.name == name && last.text == text;
+    let same =
+        |last: &Answer| last.name == name && last.text == text && last.prompt_name == prompt_name;
     if let Some(last) = site.last.as_ref().filter(|last| same(last))
         && last.registered == registered
     {
@@ -54,40 +76,59 @@ fn embed(call: &Call) -> SqlResult {
     let last = site.last.take().filter(same);
     let embedding = match last.filter(|last| last.directory == model.directory) {
         Some(last) => last.embedding,
-        None => embed_one(&model, &text)?,
+        None => {
+            let embedder = Embedder {
+                model: model.clone(),
+                prompt_name: prompt_name.clone(),
+            };
+            embed_one(&embedder, &text)?
+        }
     };
     let datum = vector::to_datum(&embedding)?;
     site.last = Some(Answer {
         name,
         directory: model.directory,
         registered,
+        prompt_name,
         text,
         embedding,
     });
     Ok(Some(datum))
 }
 
-/// Embeds one text with the named model.
-pub fn embed_text(function: pg_sys::Oid, model: &str, text: &str) -> Result<Vec<f32>, SqlError> {
-    embed_one(&registry::find(function, model)?, text)
+/// Embeds one text that is to be found, with the named model.
+pub fn embed_document(
+    function: pg_sys::Oid,
+    model: &str,
+    text: &str,
+) -> Result<Vec<f32>, SqlError> {
+    let embedder = Embedder {
+        model: registry::find(function, model)?,
+        prompt_name: Some(DOCUMENT_PROMPT.to_owned()),
+    };
+    embed_one(&embedder, text)
 }
 
-fn embed_one(model: &ModelRef, text: &str) -> Result<Vec<f32>, SqlError> {
-    let mut embeddings = embed_texts(model, vec![text.to_owned()])?;
+fn embed_one(embedder: &Embedder, text: &str) -> Result<Vec<f32>, SqlError> {
+    let mut embeddings = embed_texts(embedder, vec![text.to_owned()])?;
     embeddings.pop().ok_or_else(client::unexpected)
 }
 
-/// `embed_batch(texts text[], model text DEFAULT NULL) → vector[]`
+/// `embed_batch(texts text[], model text DEFAULT NULL, prompt_name text DEFAULT NULL) →
+/// vector[]`
 fn embed_batch(call: &Call) -> SqlResult {
     let Some(texts) = call.texts(0)? else {
         return Ok(None);
     };
     let model = registry::model_name(call.text(1)?, ModelTask::Embed)?;
-    let model = registry::find(call.function(), &model)?;
+    let embedder = Embedder {
+        model: registry::find(call.function(), &model)?,
+        prompt_name: prompt_name(call.text(2)?)?,
+    };
     let present: Vec<bool> = texts.iter().map(Option::is_some).collect();
     let mut embeddings = Vec::with_capacity(texts.len());
     for request in requests(texts.into_iter().flatten()) {
-        embeddings.append(&mut embed_texts(&model, request)?);
+        embeddings.append(&mut embed_texts(&embedder, request)?);
     }
     let mut embeddings = embeddings.iter();
     let rows: Vec<Option<&[f32]>> = present
@@ -124,11 +165,11 @@ fn requests(texts: impl Iterator<Item = String>) -> Vec<Vec<String>> {
     requests
 }
 
-fn embed_texts(model: &ModelRef, texts: Vec<String>) -> Result<Vec<Vec<f32>>, SqlError> {
+fn embed_texts(embedder: &Embedder, texts: Vec<String>) -> Result<Vec<Vec<f32>>, SqlError> {
     // Checked here too, so that a text over the limit is not sent at all.
     if let Some(text) = texts
         .iter()
-        .find(|text| text.len() as u64 > model.limits.max_text_bytes)
+        .find(|text| text.len() as u64 > embedder.model.limits.max_text_bytes)
     {
         return Err(
             SqlError::new(SqlState::TEXT_TOO_LARGE, "text is too large to embed")
@@ -142,8 +183,9 @@ fn embed_texts(model: &ModelRef, texts: Vec<String>) -> Result<Vec<Vec<f32>>, Sq
     }
     let count = texts.len();
     let request = Request::Embed {
-        model: model.clone(),
+        model: embedder.model.clone(),
         texts,
+        prompt_name: embedder.prompt_name.clone(),
     };
     let (response, body): (Response, Bytes) = client::request(&request, &[])?;
     let Response::Embeddings(batch) = response else {

@@ -85,7 +85,7 @@ fn describe_trigger(call: &Call) -> SqlResult {
 
 fn embedding(call: &Call, columns: &Columns, description: &str) -> Result<pg_sys::Datum, SqlError> {
     let model = registry::model_name(None, ModelTask::Embed)?;
-    let embedding = embed::embed_text(call.function(), &model, description)?;
+    let embedding = embed::embed_document(call.function(), &model, description)?;
     let expected = columns.embedding.typmod;
     if expected > 0 && expected as usize != embedding.len() {
         return Err(SqlError::new(

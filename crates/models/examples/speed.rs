@@ -13,8 +13,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use sight_models::{
-    Captioner, GenerationOverrides, ImageLimits, Model, Placement, PromptKind, TextEncoder, Tokens,
-    load,
+    Captioner, GenerationOverrides, ImageLimits, Model, Placement, TextEncoder, Tokens, load,
 };
 
 const ROUNDS: usize = 5;
@@ -43,7 +42,7 @@ fn embed(encoder: &TextEncoder, texts: &str) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let mut tokens = texts
         .lines()
-        .map(|text| encoder.tokenize(text, PromptKind::Default))
+        .map(|text| encoder.tokenize(text, None))
         .collect::<Result<Vec<_>, _>>()?;
     let count = tokens.len() as f64;
     println!(

@@ -29,5 +29,4 @@ pub use error::{ErrorKind, ModelError};
 pub use generation::{GenerationConfig, GenerationOverrides};
 pub use image::{ImageLimits, Pixels};
 pub use load::{Architecture, Model, ModelSummary, Task, inspect, load, revision};
-pub use prompts::PromptKind;
 pub use text_encoder::{TextEncoder, Tokens};

@@ -5,27 +5,18 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
-use crate::error::ModelError;
+use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged};
 use crate::tokenizer;
 
 const FILE: &str = "config_sentence_transformers.json";
-/// Names under which models have the prompt of documents, the first winning.
-const DOCUMENT_NAMES: [&str; 3] = ["document", "passage", "corpus"];
-
-/// What a text is for: some models want to be told, by a prompt before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum PromptKind {
-    /// The prompt that the model names as its default; mostly none.
-    #[default]
-    Default,
-    /// A text to search with: the model's prompt `query`, or none.
-    Query,
-    /// A text to be found: the model's prompt `document`, else `passage`, else
-    /// `corpus`, or none. (sentence-transformers documents this order, but in
-    /// version 6 uses no prompt where the model has no `document`.)
-    Document,
-}
+/// Prompts that every model has, as in sentence-transformers, if need be empty.
+const QUERY: &str = "query";
+const DOCUMENT: &str = "document";
+/// Names under which models have the prompt of documents that is not called so,
+/// the first winning. (sentence-transformers documents this order, but in
+/// version 6 uses no prompt where the model has no `document`.)
+const OTHER_DOCUMENT_NAMES: [&str; 2] = ["passage", "corpus"];
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -35,16 +26,16 @@ struct PromptFile {
     default_prompt_name: Option<String>,
 }
 
-/// The prompt for each kind.
+/// The prompts of a model.
 #[derive(Debug)]
 pub(crate) struct Prompts {
+    /// What texts get for which nobody chooses; mostly none.
     default: Prompt,
-    query: Prompt,
-    document: Prompt,
+    named: BTreeMap<String, Prompt>,
 }
 
 /// What comes before a text.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Prompt {
     /// Empty for none.
     pub(crate) text: String,
@@ -58,39 +49,51 @@ impl Prompts {
         directory: &ModelDirectory,
         tokenizer: &Tokenizer,
     ) -> Result<Self, ModelError> {
-        let file: PromptFile = directory.optional_json(FILE)?.unwrap_or_default();
-        let named = |name: &str| file.prompts.get(name).cloned();
-        let query = named("query");
-        let document = DOCUMENT_NAMES.iter().find_map(|name| named(name));
-        let default = match file.default_prompt_name.as_deref() {
-            None => None,
-            // sentence-transformers always has these two, if need be empty.
-            Some(name @ ("query" | "document")) => named(name),
-            Some(name) => Some(named(name).ok_or_else(|| {
-                damaged(
-                    FILE,
-                    format!(
-                        "Its default_prompt_name is \"{name}\", which its prompts do not have."
-                    ),
-                )
-            })?),
+        let PromptFile {
+            mut prompts,
+            default_prompt_name,
+        } = directory.optional_json(FILE)?.unwrap_or_default();
+        prompts.entry(QUERY.to_owned()).or_default();
+        if !prompts.contains_key(DOCUMENT) {
+            let mut others = OTHER_DOCUMENT_NAMES.iter();
+            let document = others.find_map(|name| prompts.get(*name).cloned());
+            prompts.insert(DOCUMENT.to_owned(), document.flatten());
+        }
+        let named = prompts
+            .into_iter()
+            .map(|(name, text)| Ok((name, Prompt::new(text.unwrap_or_default(), tokenizer)?)))
+            .collect::<Result<BTreeMap<_, _>, ModelError>>()?;
+        let default = match default_prompt_name {
+            None => Prompt::default(),
+            Some(name) => named.get(&name).cloned().ok_or_else(|| {
+                let detail = format!(
+                    "Its default_prompt_name is \"{name}\", which its prompts do not have."
+                );
+                damaged(FILE, detail)
+            })?,
         };
-        let prompt = |text: Option<Option<String>>| {
-            Prompt::new(text.flatten().unwrap_or_default(), tokenizer)
-        };
-        Ok(Self {
-            default: prompt(default)?,
-            query: prompt(query)?,
-            document: prompt(document)?,
-        })
+        Ok(Self { default, named })
     }
 
-    pub(crate) fn of(&self, kind: PromptKind) -> &Prompt {
-        match kind {
-            PromptKind::Default => &self.default,
-            PromptKind::Query => &self.query,
-            PromptKind::Document => &self.document,
-        }
+    /// The prompt of this name, or the default.
+    ///
+    /// Errors: [`ErrorKind::InvalidOption`] where the model has none of this name.
+    pub(crate) fn find(&self, name: Option<&str>) -> Result<&Prompt, ModelError> {
+        let Some(name) = name else {
+            return Ok(&self.default);
+        };
+        self.named.get(name).ok_or_else(|| {
+            let names: Vec<String> = self
+                .named
+                .keys()
+                .map(|name| format!("\"{name}\""))
+                .collect();
+            ModelError::new(
+                ErrorKind::InvalidOption,
+                format!("model has no prompt \"{name}\""),
+            )
+            .with_hint(format!("Its prompts are {}.", names.join(", ")))
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::device::{Placement, compute};
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged, unsupported};
 use crate::pooling::{Pooling, normalize};
-use crate::prompts::{PromptKind, Prompts};
+use crate::prompts::Prompts;
 use crate::tokenizer;
 
 /// A text as token ids, prompt and special tokens included.
@@ -183,13 +183,17 @@ impl TextEncoder {
         self.plan.max_tokens
     }
 
-    /// Tokenizes one text behind the model's prompt for texts of this kind,
-    /// truncated to [`TextEncoder::max_tokens`]. An empty text gives just the
-    /// prompt and the special tokens.
+    /// Tokenizes one text, truncated to [`TextEncoder::max_tokens`], behind the
+    /// model's prompt of this name or, without a name, the one that the model
+    /// names as its default; mostly none. Every model has the prompts `query` and
+    /// `document`: where its files have no `query`, that is empty, and `document`
+    /// is `passage`, else `corpus`, else empty. An empty text gives just the prompt
+    /// and the special tokens.
     ///
-    /// Errors: [`ErrorKind::ModelInvalid`] where this leaves nothing to pool.
-    pub fn tokenize(&self, text: &str, kind: PromptKind) -> Result<Tokens, ModelError> {
-        let prompt = self.plan.prompts.of(kind);
+    /// Errors: [`ErrorKind::InvalidOption`] where there is no such prompt,
+    /// [`ErrorKind::ModelInvalid`] where this leaves nothing to pool.
+    pub fn tokenize(&self, text: &str, prompt_name: Option<&str>) -> Result<Tokens, ModelError> {
+        let prompt = self.plan.prompts.find(prompt_name)?;
         let ids = if prompt.text.is_empty() {
             tokenizer::encode(&self.plan.tokenizer, text)?
         } else {

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sight_models::{
-    Architecture, Device, ErrorKind, Model, Placement, PromptKind, Task, TextEncoder, Tokens,
-    inspect, load,
+    Architecture, Device, ErrorKind, Model, Placement, Task, TextEncoder, Tokens, inspect, load,
 };
 
 const TOLERANCE: f32 = 1e-5;
@@ -51,7 +50,7 @@ fn assert_close(actual: &[f32], expected: &[f32], what: &str) {
 fn embed(encoder: &TextEncoder, texts: &[&str]) -> Vec<Vec<f32>> {
     let tokens: Vec<Tokens> = texts
         .iter()
-        .map(|t| encoder.tokenize(t, PromptKind::Default).unwrap())
+        .map(|t| encoder.tokenize(t, None).unwrap())
         .collect();
     encoder.encode(&tokens.iter().collect::<Vec<_>>()).unwrap()
 }
@@ -118,12 +117,10 @@ fn tokens_are_cut_at_the_limit_of_the_model() {
     let texts = goldens["texts"].as_array().unwrap();
     let counts = goldens["tokens"].as_array().unwrap();
     for (text, count) in texts.iter().zip(counts) {
-        let tokens = encoder
-            .tokenize(text.as_str().unwrap(), PromptKind::Default)
-            .unwrap();
+        let tokens = encoder.tokenize(text.as_str().unwrap(), None).unwrap();
         assert_eq!(tokens.len() as u64, count.as_u64().unwrap());
     }
-    let length = |text: &str| encoder.tokenize(text, PromptKind::Default).unwrap().len();
+    let length = |text: &str| encoder.tokenize(text, None).unwrap().len();
     assert_eq!(length(""), 2);
     assert_eq!(length(&"red ".repeat(25_000)), 40);
 }
@@ -186,7 +183,7 @@ fn lower_casing_follows_the_configuration() {
     fs::write(&config, cased.to_string()).unwrap();
     let ids = |text: &str| {
         encoder(folder.path())
-            .tokenize(text, PromptKind::Default)
+            .tokenize(text, None)
             .unwrap()
             .ids()
             .to_vec()
@@ -227,7 +224,7 @@ fn minilm_gives_what_sentence_transformers_gives() {
     for golden in goldens {
         let repeat = golden["repeat"].as_u64().unwrap() as usize;
         let text = golden["text"].as_str().unwrap().repeat(repeat);
-        let tokens = encoder.tokenize(&text, PromptKind::Default).unwrap();
+        let tokens = encoder.tokenize(&text, None).unwrap();
         let expected: Vec<u32> = serde_json::from_value(golden["ids"].clone()).unwrap();
         assert_eq!(tokens.ids(), expected, "tokens of {}", golden["text"]);
         let single = encoder.encode(&[&tokens]).unwrap().remove(0);

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sight_models::{
-    Architecture, Device, ErrorKind, Model, Placement, PromptKind, Task, TextEncoder, Tokens,
-    inspect, load,
+    Architecture, Device, ErrorKind, Model, Placement, Task, TextEncoder, Tokens, inspect, load,
 };
 
 const TOLERANCE: f32 = 1e-5;
@@ -64,13 +63,13 @@ fn encoder(directory: &Path) -> TextEncoder {
     }
 }
 
-fn tokenize(encoder: &TextEncoder, texts: &[String], kind: PromptKind) -> Vec<Tokens> {
-    let tokens = texts.iter().map(|text| encoder.tokenize(text, kind));
+fn tokenize(encoder: &TextEncoder, texts: &[String], prompt: Option<&str>) -> Vec<Tokens> {
+    let tokens = texts.iter().map(|text| encoder.tokenize(text, prompt));
     tokens.collect::<Result<_, _>>().unwrap()
 }
 
-fn embed(encoder: &TextEncoder, texts: &[String], kind: PromptKind) -> Vec<Vec<f32>> {
-    let tokens = tokenize(encoder, texts, kind);
+fn embed(encoder: &TextEncoder, texts: &[String], prompt: Option<&str>) -> Vec<Vec<f32>> {
+    let tokens = tokenize(encoder, texts, prompt);
     encoder.encode(&tokens.iter().collect::<Vec<_>>()).unwrap()
 }
 
@@ -130,7 +129,7 @@ fn tokens_are_those_of_sentence_transformers() {
     for (model, _) in MODELS {
         let (encoder, goldens) = (unprompted(model), Goldens::of(model));
         assert_eq!(goldens.0["max_tokens"], encoder.max_tokens(), "{model}");
-        let tokens = tokenize(&encoder, &goldens.texts(), PromptKind::Default);
+        let tokens = tokenize(&encoder, &goldens.texts(), None);
         for (tokens, expected) in tokens.iter().zip(goldens.ids()) {
             assert_eq!(tokens.ids(), expected, "{model}");
         }
@@ -143,7 +142,7 @@ fn tokens_are_those_of_sentence_transformers() {
 fn embeddings_are_those_of_sentence_transformers() {
     for (model, _) in MODELS {
         let (encoder, goldens) = (unprompted(model), Goldens::of(model));
-        let tokens = tokenize(&encoder, &goldens.texts(), PromptKind::Default);
+        let tokens = tokenize(&encoder, &goldens.texts(), None);
         let batch = encoder.encode(&tokens.iter().collect::<Vec<_>>()).unwrap();
         assert_close(&batch, &goldens.embeddings("embeddings"), model);
         let alone: Vec<Vec<f32>> = tokens
@@ -174,7 +173,7 @@ fn checkpoints_load_with_and_without_prefix() {
         candle_core::safetensors::save(&plain.collect(), &weights).unwrap();
         let texts = Goldens::of(model).texts();
         let [expected, actual] = [fixture(model), folder.path().to_owned()]
-            .map(|directory| embed(&encoder(&directory), &texts, PromptKind::Default));
+            .map(|directory| embed(&encoder(&directory), &texts, None));
         assert_eq!(actual, expected, "{model}");
     }
 }
@@ -190,7 +189,7 @@ fn a_model_has_no_more_tokens_than_positions() {
         let _ = fs::remove_file(folder.path().join("sentence_bert_config.json"));
         let encoder = encoder(folder.path());
         assert_eq!(encoder.max_tokens(), max_tokens);
-        let tokens = encoder.tokenize(&"red ".repeat(500), PromptKind::Default);
+        let tokens = encoder.tokenize(&"red ".repeat(500), None);
         let tokens = tokens.unwrap();
         assert_eq!(tokens.len(), max_tokens);
         assert_eq!(encoder.encode(&[&tokens]).unwrap().len(), 1);
@@ -238,9 +237,9 @@ fn prompts_are_those_of_sentence_transformers() {
             _ => goldens.prompted("document"),
         };
         for (kind, expected) in [
-            (PromptKind::Default, goldens.embeddings("default")),
-            (PromptKind::Query, goldens.embeddings("query")),
-            (PromptKind::Document, document),
+            (None, goldens.embeddings("default")),
+            (Some("query"), goldens.embeddings("query")),
+            (Some("document"), document),
         ] {
             let what = format!("{model}, {kind:?}");
             assert_close(&embed(&encoder, &texts, kind), &expected, &what);
@@ -249,13 +248,46 @@ fn prompts_are_those_of_sentence_transformers() {
 }
 
 #[test]
+fn every_prompt_has_its_name() {
+    let mut compared = 0;
+    for (model, _) in MODELS {
+        let (encoder, goldens) = (encoder(&fixture(model)), Goldens::of(model));
+        let names: Vec<String> = goldens.0["prompts"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect();
+        for name in &names {
+            // Empty in sentence-transformers where the model has a "passage".
+            if (model, name.as_str()) == ("xlm-roberta-a", "document") {
+                continue;
+            }
+            let vectors = embed(&encoder, &goldens.texts(), Some(name));
+            assert_close(
+                &vectors,
+                &goldens.prompted(name),
+                &format!("{model}, {name}"),
+            );
+            compared += 1;
+        }
+        let error = encoder.tokenize("red", Some("title")).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidOption);
+        assert!(error.message.contains("\"title\""));
+        let hint = error.hint.unwrap();
+        assert!(names.iter().all(|name| hint.contains(name)), "{hint}");
+    }
+    assert!(compared > 2 * MODELS.len(), "{compared}");
+}
+
+#[test]
 fn prompts_change_the_vectors_that_have_them() {
     for (model, kind) in [
-        ("mpnet-b", PromptKind::Default),
-        ("mpnet-b", PromptKind::Query),
-        ("distilbert-b", PromptKind::Default),
-        ("xlm-roberta-a", PromptKind::Document),
-        ("xlm-roberta-b", PromptKind::Query),
+        ("mpnet-b", None),
+        ("mpnet-b", Some("query")),
+        ("distilbert-b", None),
+        ("xlm-roberta-a", Some("document")),
+        ("xlm-roberta-b", Some("query")),
     ] {
         let goldens = Goldens::of(model);
         let texts = &goldens.texts()[..3];
@@ -277,7 +309,7 @@ fn a_prompt_that_is_not_pooled_must_leave_tokens() {
     );
     let long = encoder(folder.path());
     // The token that ends a text is not the prompt's.
-    let tokens = long.tokenize("red", PromptKind::Query).unwrap();
+    let tokens = long.tokenize("red", Some("query")).unwrap();
     assert_eq!(tokens.len(), 35);
     let vector = &long.encode(&[&tokens]).unwrap()[0];
     assert!(vector.iter().all(|x| x.is_finite()));
@@ -286,7 +318,7 @@ fn a_prompt_that_is_not_pooled_must_leave_tokens() {
         tokenizer["post_processor"] = Value::Null;
     });
     let error = encoder(folder.path())
-        .tokenize("red", PromptKind::Query)
+        .tokenize("red", Some("query"))
         .unwrap_err();
     assert_eq!(error.kind, ErrorKind::ModelInvalid);
     assert!(error.detail.unwrap().contains("35"));
@@ -308,7 +340,7 @@ fn a_default_prompt_without_a_text_is_damage() {
     let texts = Goldens::of("mpnet-b").texts();
     let encoder = encoder(folder.path());
     let expected = Goldens::of("mpnet-b").embeddings("embeddings");
-    for kind in [PromptKind::Default, PromptKind::Query, PromptKind::Document] {
+    for kind in [None, Some("query"), Some("document")] {
         assert_close(&embed(&encoder, &texts, kind), &expected, "no prompt");
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use sight_models::{
     Captioner, DType, Device, GenerationOverrides, ImageLimits, Model, Pixels, Placement,
-    PromptKind, TextEncoder, load,
+    TextEncoder, load,
 };
 
 const ENCODERS: [&str; 4] = ["distilbert-a", "mpnet-a", "roberta-a", "xlm-roberta-a"];
@@ -44,7 +44,7 @@ fn embeddings_differ_by_rounding_only() {
     for name in ENCODERS {
         let embed = |dtype| {
             let encoder = encoder(name, dtype);
-            let tokens = texts.map(|text| encoder.tokenize(text, PromptKind::Default).unwrap());
+            let tokens = texts.map(|text| encoder.tokenize(text, None).unwrap());
             encoder.encode(&tokens.iter().collect::<Vec<_>>()).unwrap()
         };
         let (full, short) = (embed(DType::F32), embed(DType::F16));

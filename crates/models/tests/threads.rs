@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sight_models::{ErrorKind, Model, Placement, PromptKind, load, set_threads};
+use sight_models::{ErrorKind, Model, Placement, load, set_threads};
 
 #[test]
 fn threads_are_set_once_and_compute() {
@@ -14,7 +14,7 @@ fn threads_are_set_once_and_compute() {
     let Ok(Model::Encoder(encoder)) = load(&tiny, &Placement::default()) else {
         panic!("the tiny model is an encoder");
     };
-    let tokens = encoder.tokenize("a red shoe", PromptKind::Default).unwrap();
+    let tokens = encoder.tokenize("a red shoe", None).unwrap();
     let many = vec![&tokens; 600];
     let vectors = encoder.encode(&many).unwrap();
     assert!(vectors.iter().all(|vector| vector == &vectors[0]));

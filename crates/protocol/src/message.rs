@@ -13,7 +13,12 @@ pub enum Request {
     /// are there, whole and of the right shapes. Answered by [`Response::Model`].
     Inspect { model: ModelRef },
     /// Embeds texts. Answered by [`Response::Embeddings`], in input order.
-    Embed { model: ModelRef, texts: Vec<String> },
+    Embed {
+        model: ModelRef,
+        texts: Vec<String>,
+        /// The model's prompt to put before each text; `None` takes its default.
+        prompt_name: Option<String>,
+    },
     /// Describes pictures, each once for every prompt. Answered by
     /// [`Response::Captions`]: the answers of a picture joined by one space,
     /// in input order. The pictures follow each other in the body.

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sight_models::{
-    Captioner, GenerationOverrides, ImageLimits, Model, ModelSummary, Placement, PromptKind,
-    TextEncoder,
+    Captioner, GenerationOverrides, ImageLimits, Model, ModelSummary, Placement, TextEncoder,
 };
 use sight_protocol::{
     Architecture, EmbeddingBatch, ErrorReply, Frame, GenerationOptions, Limits, MAX_FRAME_BYTES,
@@ -160,7 +159,11 @@ impl Service {
                 self.models.remove(&model.directory);
                 Ok(Response::Done.into())
             }
-            Request::Embed { model, texts } => self.embed(ticket, &model, texts).await,
+            Request::Embed {
+                model,
+                texts,
+                prompt_name,
+            } => self.embed(ticket, &model, texts, prompt_name).await,
             Request::Describe {
                 model,
                 image_bytes,
@@ -213,6 +216,7 @@ impl Service {
         ticket: &Arc<Ticket>,
         model: &ModelRef,
         texts: Vec<String>,
+        prompt_name: Option<String>,
     ) -> Result<Answer, ErrorReply> {
         check_texts(&texts, model.limits)?;
         let loaded = self.loaded(model).await?;
@@ -233,8 +237,8 @@ impl Service {
             preparing: &self.preparing,
         };
         let vectors = pipeline
-            .run(texts, |encoder, text| {
-                let tokens = encoder.tokenize(text, PromptKind::Default);
+            .run(texts, move |encoder, text| {
+                let tokens = encoder.tokenize(text, prompt_name.as_deref());
                 tokens.map_err(error::from_model)
             })
             .await?;

@@ -171,6 +171,7 @@ fn a_captioner_does_not_embed() {
     let request = Request::Embed {
         model: captioner(),
         texts: Vec::new(),
+        prompt_name: None,
     };
     let error = server.connect().ask_error(&request, &[]);
     assert_eq!(error.code, ErrorCode::WrongTask);

@@ -26,6 +26,7 @@ fn embed(client: &mut Client, model: &ModelRef, texts: &[String]) -> Vec<Vec<f32
     let request = Request::Embed {
         model: model.clone(),
         texts: texts.to_vec(),
+        prompt_name: None,
     };
     let (answer, body) = client.ask(&request, &[]);
     let Response::Embeddings(batch) = answer else {
@@ -110,6 +111,7 @@ fn a_text_over_the_limit_is_refused_and_named() {
     let request = Request::Embed {
         model: model.clone(),
         texts: vec!["0123456789".into(), "0123456789a".into()],
+        prompt_name: None,
     };
     let error = client.ask_error(&request, &[]);
     assert_eq!((error.code, error.item), (ErrorCode::TextTooLarge, Some(1)));
@@ -180,6 +182,7 @@ fn a_damaged_model_is_an_error_until_it_is_mended() {
     let request = Request::Embed {
         model: model.clone(),
         texts: texts(1, 0),
+        prompt_name: None,
     };
 
     // Replaced by renaming, as a careful administrator does.
@@ -217,6 +220,7 @@ fn a_busy_server_ends_in_order() {
     let request = Request::Embed {
         model,
         texts: texts(200_000, 0),
+        prompt_name: None,
     };
     busy.send(&request, &[]);
     server.wait_for_status(|status| status.requests == 2 && status.queued_requests == 0);

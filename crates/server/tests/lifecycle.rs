@@ -163,6 +163,7 @@ fn a_missing_model_is_an_error_that_names_the_directory() {
         Request::Embed {
             model: missing.clone(),
             texts: vec!["text".into()],
+            prompt_name: None,
         },
         Request::Describe {
             model: missing.clone(),
