@@ -1,6 +1,8 @@
 //! `embed` and `blip_describe` as SQL sees them, against the goldens of
 //! transformers and sentence-transformers.
 
+use std::path::Path;
+
 use pg_sight_tests::{Cluster, captioner_goldens, samples, sql_failure};
 use serde_json::Value;
 
@@ -199,4 +201,83 @@ fn options_are_checked() {
         .unwrap()
         .get(0);
     assert_eq!(short.split(' ').count(), 3, "{short}");
+}
+
+/// A tiny encoder with prompts, and what sentence-transformers computed with them.
+fn prompted_encoder(cluster: &Cluster, client: &mut postgres::Client) -> Value {
+    let fixtures =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/models/tests/fixtures/encoders");
+    let directory = cluster.copy_model(&fixtures.join("mpnet-b"), "mpnet-b");
+    client
+        .execute(
+            "SELECT sight_model_register('prompted', $1)",
+            &[&directory.to_str().unwrap()],
+        )
+        .unwrap();
+    serde_json::from_slice(&std::fs::read(fixtures.join("mpnet-b.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_prompt_is_chosen_by_argument_or_setting() {
+    let cluster = Cluster::with_models();
+    let mut client = cluster.client();
+    let goldens = prompted_encoder(&cluster, &mut client);
+    let text = goldens["texts"][2].as_str().unwrap();
+    let of = |vectors: &Value| vectors[2].to_string();
+    let distance = |client: &mut postgres::Client, call: &str, golden: &String| -> f64 {
+        let query = format!("SELECT {call} <-> ($2::text)::vector");
+        client.query_one(&query, &[&text, golden]).unwrap().get(0)
+    };
+    let default = of(&goldens["default"]);
+    let query = of(&goldens["prompts"]["query"]);
+    let document = of(&goldens["prompts"]["document"]);
+    for (setting, call, golden) in [
+        ("", "embed($1, 'prompted')", &default),
+        ("", "embed($1, 'prompted', 'query')", &query),
+        (
+            "",
+            "embed($1, 'prompted', prompt_name => 'document')",
+            &document,
+        ),
+        (
+            "",
+            "(embed_batch(ARRAY['x', $1], 'prompted', 'query'))[2]",
+            &query,
+        ),
+        ("query", "embed($1, 'prompted')", &query),
+        ("query", "(embed_batch(ARRAY[$1], 'prompted'))[1]", &query),
+        ("query", "embed($1, 'prompted', 'document')", &document),
+    ] {
+        let set = format!("SET pg_sight.prompt_name = '{setting}'");
+        client.batch_execute(&set).unwrap();
+        let found = distance(&mut client, call, golden);
+        assert!(found < 1e-4, "{call} with \"{setting}\": {found}");
+    }
+    assert!(distance(&mut client, "embed($1, 'prompted', 'document')", &query) > 1e-2);
+    let failure = sql_failure(client.query("SELECT embed('x', 'prompted', 'title')", &[]));
+    assert_eq!(failure.state, "22023");
+    assert!(failure.message.contains("\"title\"") && failure.hint.contains("query"));
+    // Every model has the two, if need be empty.
+    let same = "SELECT embed('x', prompt_name => 'query') = embed('x', prompt_name => 'document')";
+    assert!(client.query_one(same, &[]).unwrap().get::<_, bool>(0));
+}
+
+#[test]
+fn a_statement_draws_the_same_sample_throughout() {
+    let cluster = Cluster::with_models();
+    let mut client = cluster.client();
+    let (_, image) = &captioner_goldens()[0];
+    let query = "SELECT count(DISTINCT blip_describe($1, options =>
+            '{\"do_sample\": true, \"temperature\": 5, \"max_new_tokens\": 20}')),
+        min(blip_describe($1, options => '{\"do_sample\": true, \"temperature\": 5, \"max_new_tokens\": 20}'))
+        FROM generate_series(1, 5) WHERE random() >= 0";
+    let mut sample = |query: &str| -> (i64, String) {
+        let row = client.query_one(query, &[image]).unwrap();
+        (row.get(0), row.get(1))
+    };
+    let samples = [sample(query), sample(query), sample(query)];
+    assert!(samples.iter().all(|(kinds, _)| *kinds == 1));
+    assert!(samples.iter().any(|(_, caption)| *caption != samples[0].1));
+    let seeded = query.replace("20}", "20, \"seed\": 7, \"num_beams\": 3}");
+    assert_eq!(sample(&seeded), sample(&seeded));
 }

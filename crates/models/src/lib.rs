@@ -26,7 +26,7 @@ pub use blip::{Caption, Captioner, EncodedImages, Prompt};
 pub use candle_core::{DType, Device};
 pub use device::{Placement, set_threads};
 pub use error::{ErrorKind, ModelError};
-pub use generation::{GenerationConfig, GenerationOverrides};
+pub use generation::{EarlyStopping, GenerationConfig, GenerationOverrides};
 pub use image::{ImageLimits, Pixels};
 pub use load::{Architecture, Model, ModelSummary, Task, inspect, load, revision};
 pub use text_encoder::{TextEncoder, Tokens};

@@ -197,7 +197,7 @@ fn further_options_are_those_of_transformers() {
             no_repeat_ngram_size: count("no_repeat_ngram_size"),
             repetition_penalty: number("repetition_penalty"),
             length_penalty: number("length_penalty"),
-            early_stopping: settings["early_stopping"].as_bool(),
+            early_stopping: serde_json::from_value(settings["early_stopping"].clone()).unwrap(),
             ..GenerationOverrides::default()
         };
         let expected: Vec<Vec<u32>> = serde_json::from_value(case["ids"].clone()).unwrap();

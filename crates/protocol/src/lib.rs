@@ -17,4 +17,4 @@ pub use message::{
     Architecture, EmbeddingBatch, ErrorCode, ErrorReply, Limits, ModelInfo, ModelRef, ModelTask,
     Request, Response, ServerConfig, ServerStatus, embeddings_body, parse_embeddings,
 };
-pub use options::{GenerationOptions, OptionsError};
+pub use options::{EarlyStopping, GenerationOptions, OptionsError};

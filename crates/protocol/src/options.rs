@@ -5,6 +5,29 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+/// When a beam search ends, other than by the length: `false`, `true` and `"never"`
+/// of Hugging Face's `early_stopping`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EarlyStopping {
+    /// When it is not likely that the result becomes better.
+    Likely,
+    /// As soon as there are as many ended sequences as beams.
+    First,
+    /// When the result cannot become better.
+    Never,
+}
+
+impl EarlyStopping {
+    fn from_json(value: &Value) -> Option<Self> {
+        match value {
+            Value::Bool(false) => Some(Self::Likely),
+            Value::Bool(true) => Some(Self::First),
+            Value::String(word) if word == "never" => Some(Self::Never),
+            _ => None,
+        }
+    }
+}
+
 /// Options as a caller gave them; `None` takes the model's own value.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct GenerationOptions {
@@ -21,7 +44,7 @@ pub struct GenerationOptions {
     /// Exponent of the length by which beam scores are divided.
     pub length_penalty: Option<f32>,
     /// When a beam search ends.
-    pub early_stopping: Option<bool>,
+    pub early_stopping: Option<EarlyStopping>,
     /// Divides (multiplies, below 0) the logits of tokens that occurred; 1 is off.
     pub repetition_penalty: Option<f32>,
     /// Length of token sequences that may occur once only; 0 is off.
@@ -140,8 +163,8 @@ const OPTIONS: &[OptionKind] = &[
     },
     OptionKind {
         name: "early_stopping",
-        expected: "true or false",
-        set: |o, v| store(&mut o.early_stopping, v.as_bool()),
+        expected: "true, false or \"never\"",
+        set: |o, v| store(&mut o.early_stopping, EarlyStopping::from_json(v)),
     },
     OptionKind {
         name: "repetition_penalty",
@@ -260,6 +283,7 @@ mod tests {
             json!({"temperature": 0}),
             json!({"repetition_penalty": 1e300}),
             json!({"do_sample": 1}),
+            json!({"early_stopping": "always"}),
             json!({"seed": null}),
         ] {
             let error = GenerationOptions::from_json(&wrong).unwrap_err();

@@ -8,8 +8,9 @@ use sight_models::{
     Captioner, GenerationOverrides, ImageLimits, Model, ModelSummary, Placement, TextEncoder,
 };
 use sight_protocol::{
-    Architecture, EmbeddingBatch, ErrorReply, Frame, GenerationOptions, Limits, MAX_FRAME_BYTES,
-    ModelInfo, ModelRef, ModelTask, Request, Response, ServerConfig, embeddings_body,
+    Architecture, EarlyStopping, EmbeddingBatch, ErrorReply, Frame, GenerationOptions, Limits,
+    MAX_FRAME_BYTES, ModelInfo, ModelRef, ModelTask, Request, Response, ServerConfig,
+    embeddings_body,
 };
 use tokio::sync::Semaphore;
 
@@ -357,7 +358,11 @@ fn overrides(options: &GenerationOptions) -> GenerationOverrides {
         min_new_tokens: options.min_new_tokens,
         num_beams: options.num_beams,
         length_penalty: options.length_penalty,
-        early_stopping: options.early_stopping,
+        early_stopping: options.early_stopping.map(|stopping| match stopping {
+            EarlyStopping::Likely => sight_models::EarlyStopping::Likely,
+            EarlyStopping::First => sight_models::EarlyStopping::First,
+            EarlyStopping::Never => sight_models::EarlyStopping::Never,
+        }),
         repetition_penalty: options.repetition_penalty,
         no_repeat_ngram_size: options.no_repeat_ngram_size,
         do_sample: options.do_sample,

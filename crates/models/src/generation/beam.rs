@@ -1,9 +1,11 @@
 //! Beam search as transformers does it: twice as many candidates as beams are
 //! looked at, so that enough go on when others end, and scores of ended
-//! sequences are divided by a power of their length.
+//! sequences are divided by a power of their length. Where tokens are sampled, the
+//! candidates are drawn, without replacement, instead of being the likeliest.
 
 use crate::error::{ErrorKind, ModelError};
-use crate::generation::{Continuation, Decoder, Request, not_a_number, processors};
+use crate::generation::sampling::Sampler;
+use crate::generation::{Continuation, Decoder, EarlyStopping, Request, not_a_number, processors};
 
 /// The score of what must not be chosen; sums with it stay comparable.
 const UNLIKELY: f32 = -1.0e9;
@@ -38,6 +40,8 @@ struct Search {
     best: Vec<Best>,
     /// Whether a running sequence may still become better than the best.
     hopeful: bool,
+    /// Draws the candidates; without it they are the likeliest.
+    sampler: Option<Sampler>,
 }
 
 pub(super) fn search(
@@ -56,7 +60,7 @@ pub(super) fn search(
     let mut results = vec![None; request.inputs];
     let mut searches: Vec<Search> = (0..request.inputs)
         .map(|input| Search::new(input, request))
-        .collect();
+        .collect::<Result<_, _>>()?;
     let mut scores = decoder.prompt()?;
     loop {
         let mut continuations = Vec::new();
@@ -94,19 +98,21 @@ pub(super) fn search(
 impl Search {
     /// Begins with one row: transformers begins with as many as there are beams,
     /// of which all but the first can contribute nothing.
-    fn new(input: usize, request: &Request<'_>) -> Self {
+    fn new(input: usize, request: &Request<'_>) -> Result<Self, ModelError> {
         let tokens = request.prompt.to_vec();
         let place = Best {
             tokens: tokens.clone(),
             score: UNLIKELY,
             ended: false,
         };
-        Self {
+        let sampling = request.config.sampling.as_ref();
+        Ok(Self {
             input,
             running: vec![Running { tokens, score: 0.0 }],
             best: vec![place; request.config.num_beams],
             hopeful: true,
-        }
+            sampler: sampling.map(Sampler::new).transpose()?,
+        })
     }
 
     /// Takes the scores of all running sequences one token further. Returns which
@@ -137,44 +143,55 @@ impl Search {
         self.hopeful &= self.may_improve(request);
         let all_ended = self.best.iter().all(|best| best.ended);
         let over = !self.hopeful
-            || (request.config.early_stopping && all_ended)
+            || (request.config.early_stopping == EarlyStopping::First && all_ended)
             || candidates.iter().all(|candidate| candidate.ends);
         Ok((!over).then_some(parents))
     }
 
-    /// The likeliest continuations of all running sequences, best first: twice as
-    /// many as there are beams.
+    /// Continuations of the running sequences, best first, twice as many as there are
+    /// beams: the likeliest of all, or those that are drawn.
     fn candidates(
-        &self,
+        &mut self,
         request: &Request<'_>,
         scores: &mut [f32],
     ) -> Result<Vec<Candidate>, ModelError> {
         let wanted = 2 * request.config.num_beams;
         let vocabulary = scores.len() / self.running.len();
-        let mut candidates: Vec<Candidate> = Vec::with_capacity(2 * wanted);
+        // Each with the key that it is chosen by.
+        let mut candidates: Vec<(f64, Candidate)> = Vec::with_capacity(2 * wanted);
         let rows = scores.chunks_exact_mut(vocabulary);
         for (beam, (running, scores)) in self.running.iter().zip(rows).enumerate() {
             log_softmax(scores)?;
             processors::process(request, &running.tokens, scores);
-            for (token, score) in best_of(scores, wanted) {
-                candidates.push(Candidate {
-                    beam,
-                    token,
-                    score: score + running.score,
-                    ends: token == request.end || running.tokens.len() + 1 >= request.lengths.max,
-                });
-            }
+            let ends =
+                |token| token == request.end || running.tokens.len() + 1 >= request.lengths.max;
+            let candidate = |(token, score): (u32, f32)| Candidate {
+                beam,
+                token,
+                score: score + running.score,
+                ends: ends(token),
+            };
+            let Some(sampler) = &mut self.sampler else {
+                let best = best_of(scores, wanted).into_iter().map(candidate);
+                candidates.extend(best.map(|best| (f64::from(best.score), best)));
+                continue;
+            };
+            let drawn = sampler.warped(scores)?.to_vec().into_iter().map(candidate);
+            candidates.extend(drawn.map(|drawn| (sampler.key(drawn.score), drawn)));
         }
-        // A stable sort: at equal scores the earlier beam comes first.
-        candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
+        // A stable sort: at equal keys the earlier beam comes first.
+        candidates.sort_by(|a, b| b.0.total_cmp(&a.0));
         candidates.truncate(wanted);
-        Ok(candidates)
+        let mut chosen: Vec<Candidate> = candidates.into_iter().map(|(_, it)| it).collect();
+        chosen.sort_by(|a, b| b.score.total_cmp(&a.score));
+        Ok(chosen)
     }
 
     /// Takes those that end now among the best, if their scores are.
     fn keep_best(&mut self, request: &Request<'_>, candidates: &[Candidate]) {
         let config = request.config;
-        let full = config.early_stopping && self.best.iter().all(|best| best.ended);
+        let full = config.early_stopping == EarlyStopping::First
+            && self.best.iter().all(|best| best.ended);
         if full || !self.hopeful {
             return;
         }
@@ -195,12 +212,18 @@ impl Search {
         self.best.truncate(config.num_beams);
     }
 
-    /// Whether the best running sequence, ended now, would be among the best.
+    /// Whether the best running sequence would be among the best, if it ended now or,
+    /// for [`EarlyStopping::Never`], at the length that is best for it.
     fn may_improve(&self, request: &Request<'_>) -> bool {
         let Some(first) = self.running.first() else {
             return false;
         };
-        let answer = first.tokens.len() - request.prompt.len();
+        let longest = match request.config.early_stopping {
+            // A longer sequence gets a smaller division only by a positive power.
+            EarlyStopping::Never if request.config.length_penalty > 0.0 => request.lengths.max,
+            _ => first.tokens.len(),
+        };
+        let answer = longest - request.prompt.len();
         let possible = first.score / penalty(answer, request.config.length_penalty);
         let worst = match self.best.iter().all(|best| best.ended) {
             true => self.best.last().map_or(UNLIKELY, |best| best.score),
@@ -248,112 +271,6 @@ fn best_of(scores: &[f32], count: usize) -> Vec<(u32, f32)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::testing::Scripted;
-    use super::*;
-    use crate::generation::{
-        GenerationConfig, GenerationOverrides, Lengths, StoredGenerationConfig, generate,
-    };
-
-    const END: u32 = 0;
-
-    fn run(
-        options: &GenerationOverrides,
-        scores: impl Fn(usize, &[u32]) -> Vec<f32>,
-        cancelled: &dyn Fn(usize) -> bool,
-    ) -> Vec<Option<Vec<u32>>> {
-        let config = GenerationConfig::new(&StoredGenerationConfig::default(), options).unwrap();
-        let mut decoder = Scripted::new(8, &[7], 2, scores);
-        let request = Request {
-            config: &config,
-            lengths: Lengths { max: 6, min: 0 },
-            prompt: &[7],
-            inputs: 2,
-            end: END,
-            cancelled,
-        };
-        generate(&mut decoder, &request).unwrap()
-    }
-
-    /// Logarithms of probabilities, the rest of which is shared by other tokens.
-    fn probabilities(of: &[(u32, f32)]) -> Vec<f32> {
-        let rest = (1.0 - of.iter().map(|(_, p)| p).sum::<f32>()) / (8 - of.len()) as f32;
-        let mut scores = vec![rest.max(1e-9).ln(); 8];
-        for (token, p) in of {
-            scores[*token as usize] = p.ln();
-        }
-        scores
-    }
-
-    /// Token 1 is likelier first, but what follows token 2 is likelier by far.
-    fn garden_path(_: usize, tokens: &[u32]) -> Vec<f32> {
-        match tokens {
-            [7] => probabilities(&[(1, 0.5), (2, 0.4)]),
-            [7, 1] => probabilities(&[(3, 0.3), (4, 0.3)]),
-            [7, 2] => probabilities(&[(5, 0.98)]),
-            _ => probabilities(&[(END, 0.97)]),
-        }
-    }
-
-    fn beams(num_beams: u32) -> GenerationOverrides {
-        GenerationOverrides {
-            num_beams: Some(num_beams),
-            ..GenerationOverrides::default()
-        }
-    }
-
-    #[test]
-    fn beams_find_what_greedy_search_misses() {
-        let greedy = run(&beams(1), garden_path, &|_| false);
-        assert_eq!(greedy[0].as_deref(), Some([7, 1, 3, END].as_slice()));
-        let found = run(&beams(2), garden_path, &|_| false);
-        assert_eq!(found[0].as_deref(), Some([7, 2, 5, END].as_slice()));
-        assert_eq!(found[0], found[1]);
-    }
-
-    #[test]
-    fn the_length_penalty_chooses_between_lengths() {
-        let short_or_long = |_: usize, tokens: &[u32]| match tokens {
-            [7] => probabilities(&[(END, 0.4), (1, 0.35)]),
-            [7, 1] => probabilities(&[(2, 0.9)]),
-            _ => probabilities(&[(END, 0.9)]),
-        };
-        let with = |length_penalty| GenerationOverrides {
-            length_penalty: Some(length_penalty),
-            ..beams(2)
-        };
-        let short = run(&with(0.0), short_or_long, &|_| false);
-        assert_eq!(short[0].as_deref(), Some([7, END].as_slice()));
-        let long = run(&with(1.0), short_or_long, &|_| false);
-        assert_eq!(long[0].as_deref(), Some([7, 1, 2, END].as_slice()));
-    }
-
-    #[test]
-    fn a_cancelled_input_is_dropped_and_the_other_goes_on() {
-        let results = run(&beams(3), garden_path, &|input| input == 0);
-        assert!(results[0].is_none());
-        assert_eq!(results[1].as_deref(), Some([7, 2, 5, END].as_slice()));
-    }
-
-    #[test]
-    fn more_beams_than_the_vocabulary_allows_are_invalid() {
-        let config = GenerationConfig::new(&StoredGenerationConfig::default(), &beams(5)).unwrap();
-        let mut decoder = Scripted::new(8, &[7], 1, garden_path);
-        let request = Request {
-            config: &config,
-            lengths: Lengths { max: 6, min: 0 },
-            prompt: &[7],
-            inputs: 1,
-            end: END,
-            cancelled: &|_| false,
-        };
-        let error = generate(&mut decoder, &request).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::InvalidOption);
-    }
-
-    #[test]
-    fn the_largest_scores_come_in_order() {
-        let best = best_of(&[0.0, 3.0, 1.0, 3.0, 2.0], 3);
-        assert_eq!(best, [(1, 3.0), (3, 3.0), (4, 2.0)]);
-    }
-}
+mod parity;
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,9 @@
 //! Options of a generation: the model's own, the caller's over them, and what
 //! follows from both for one prompt.
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use super::sampling::Sampling;
 use crate::error::{ErrorKind, ModelError};
@@ -12,6 +14,33 @@ const DEFAULT_NEW_TOKENS: usize = 20;
 const DEFAULT_TOP_K: usize = 50;
 /// Bounds the memory of one request.
 const MAX_BEAMS: usize = 64;
+
+/// When a beam search ends, other than by the length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EarlyStopping {
+    /// `false`: when the running sequences, ended now, would be no better than the
+    /// ended ones.
+    #[default]
+    Likely,
+    /// `true`: as soon as there are as many ended sequences as beams.
+    First,
+    /// `"never"`: when no running sequence can become better than the ended ones.
+    Never,
+}
+
+impl<'de> Deserialize<'de> for EarlyStopping {
+    /// Reads what transformers writes: a boolean or `"never"`.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Bool(false) => Ok(Self::Likely),
+            Value::Bool(true) => Ok(Self::First),
+            Value::String(word) if word == "never" => Ok(Self::Never),
+            other => Err(D::Error::custom(format!(
+                "early_stopping is {other}, which is neither a boolean nor \"never\""
+            ))),
+        }
+    }
+}
 
 /// Options of a caller, under the names of Hugging Face's `GenerationConfig`;
 /// `None` takes the model's own value.
@@ -30,12 +59,12 @@ pub struct GenerationOverrides {
     /// Exponent of the length by which beam scores are divided.
     pub length_penalty: Option<f32>,
     /// When a beam search ends.
-    pub early_stopping: Option<bool>,
+    pub early_stopping: Option<EarlyStopping>,
     /// Divides (multiplies, below 0) the logits of tokens that occurred; 1 is off.
     pub repetition_penalty: Option<f32>,
     /// Length of token sequences that may occur once only; 0 is off.
     pub no_repeat_ngram_size: Option<u32>,
-    /// Sample instead of taking the likeliest token; needs `num_beams` 1. The four
+    /// Sample instead of taking the likeliest token, with beams as without. The four
     /// options below matter only then.
     pub do_sample: Option<bool>,
     /// Divides the logits before sampling.
@@ -58,7 +87,7 @@ pub(crate) struct StoredGenerationConfig {
     min_new_tokens: Option<usize>,
     num_beams: Option<usize>,
     length_penalty: Option<f32>,
-    early_stopping: Option<bool>,
+    early_stopping: Option<EarlyStopping>,
     repetition_penalty: Option<f32>,
     no_repeat_ngram_size: Option<usize>,
     do_sample: Option<bool>,
@@ -76,7 +105,7 @@ pub struct GenerationConfig {
     min_new_tokens: Option<usize>,
     pub(crate) num_beams: usize,
     pub(crate) length_penalty: f32,
-    pub(crate) early_stopping: bool,
+    pub(crate) early_stopping: EarlyStopping,
     pub(crate) repetition_penalty: f32,
     pub(crate) no_repeat_ngram_size: usize,
     /// How tokens are sampled, if they are.
@@ -93,8 +122,7 @@ pub(crate) struct Lengths {
 impl GenerationConfig {
     /// Puts the caller's options over the model's and checks the result.
     ///
-    /// Errors: [`ErrorKind::NotSupported`] for sampling with beams,
-    /// [`ErrorKind::InvalidOption`] for a value that is out of range.
+    /// Errors: [`ErrorKind::InvalidOption`] for a value that is out of range.
     pub(crate) fn new(
         stored: &StoredGenerationConfig,
         options: &GenerationOverrides,
@@ -132,7 +160,7 @@ impl GenerationConfig {
             early_stopping: options
                 .early_stopping
                 .or(stored.early_stopping)
-                .unwrap_or(false),
+                .unwrap_or_default(),
             repetition_penalty: options
                 .repetition_penalty
                 .or(stored.repetition_penalty)
@@ -178,16 +206,7 @@ impl GenerationConfig {
         if self.max_new_tokens == Some(0) {
             return Err(invalid("max_new_tokens", 0, "It must be at least 1."));
         }
-        match &self.sampling {
-            Some(_) if self.num_beams > 1 => Err(ModelError::new(
-                ErrorKind::NotSupported,
-                "generation option \"do_sample\" is not supported with beams",
-            )
-            .with_detail(format!("The option \"num_beams\" is {}.", self.num_beams))
-            .with_hint("Set num_beams to 1, or do_sample to false.")),
-            Some(sampling) => sampling.check(),
-            None => Ok(()),
-        }
+        self.sampling.as_ref().map_or(Ok(()), Sampling::check)
     }
 
     /// Bounds for a prompt of `prompt` tokens and a model that has `positions`.
@@ -379,15 +398,33 @@ mod tests {
     }
 
     #[test]
-    fn sampling_with_beams_is_not_supported() {
-        let options = GenerationOverrides {
-            do_sample: Some(true),
-            num_beams: Some(2),
-            ..GenerationOverrides::default()
+    fn early_stopping_is_read_as_transformers_writes_it() {
+        let read = |text: &str| serde_json::from_str::<StoredGenerationConfig>(text);
+        let stopping = |text: &str| {
+            let stored = read(text).unwrap();
+            let options = GenerationOverrides::default();
+            GenerationConfig::new(&stored, &options)
+                .unwrap()
+                .early_stopping
         };
-        let error =
-            GenerationConfig::new(&StoredGenerationConfig::default(), &options).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::NotSupported);
-        assert!(error.message.contains("do_sample") && error.hint.is_some());
+        assert_eq!(stopping("{}"), EarlyStopping::Likely);
+        assert_eq!(
+            stopping(r#"{"early_stopping": null}"#),
+            EarlyStopping::Likely
+        );
+        assert_eq!(
+            stopping(r#"{"early_stopping": false}"#),
+            EarlyStopping::Likely
+        );
+        assert_eq!(
+            stopping(r#"{"early_stopping": true}"#),
+            EarlyStopping::First
+        );
+        assert_eq!(
+            stopping(r#"{"early_stopping": "never"}"#),
+            EarlyStopping::Never
+        );
+        let error = read(r#"{"early_stopping": "always"}"#).unwrap_err();
+        assert!(error.to_string().contains("never"));
     }
 }

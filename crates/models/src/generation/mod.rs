@@ -8,7 +8,7 @@ mod processors;
 mod sampling;
 mod single;
 
-pub use config::{GenerationConfig, GenerationOverrides};
+pub use config::{EarlyStopping, GenerationConfig, GenerationOverrides};
 pub(crate) use config::{Lengths, StoredGenerationConfig};
 
 use crate::error::{ErrorKind, ModelError};

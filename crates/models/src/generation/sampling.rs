@@ -41,7 +41,7 @@ impl Sampling {
     }
 }
 
-/// Draws the tokens of one sequence. Each has random numbers of its own, so that
+/// Draws the tokens of one input's sequences. Each has random numbers of its own, so that
 /// with a seed it does not matter what else is in the batch.
 #[derive(Debug)]
 pub(super) struct Sampler {
@@ -72,10 +72,9 @@ impl Sampler {
     /// Draws the next token after its scores (logits); a score of minus infinity
     /// forbids a token.
     pub(super) fn draw(&mut self, scores: &[f32]) -> Result<u32, ModelError> {
-        let probabilities = self.warp(scores)?;
+        let probabilities = self.warp(scores, 1)?;
         let total: f64 = probabilities.iter().sum();
-        // 53 random bits make a number from 0 up to, but not including, 1.
-        let uniform = (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+        let uniform = self.uniform();
         let mut rest = uniform * total;
         for (probability, (token, _)) in probabilities.iter().zip(&self.candidates) {
             if rest < *probability {
@@ -88,8 +87,28 @@ impl Sampler {
         Ok(self.candidates[last].0)
     }
 
-    /// Finds the candidates, and their probabilities up to a common factor.
-    fn warp(&mut self, scores: &[f32]) -> Result<Vec<f64>, ModelError> {
+    /// Tokens that a beam may go on with, with their warped scores. Of each beam at
+    /// least two stay, as in transformers: one of them may be the end.
+    pub(super) fn warped(&mut self, scores: &[f32]) -> Result<&[(u32, f32)], ModelError> {
+        let kept = self.warp(scores, 2)?.len();
+        Ok(&self.candidates[..kept])
+    }
+
+    /// A key for something that has this logarithm of a probability (up to a common
+    /// term): those with the largest keys, in their order, are draws without
+    /// replacement (Kool et al. 2019, the Gumbel top-k trick).
+    pub(super) fn key(&mut self, logarithm: f32) -> f64 {
+        f64::from(logarithm) - (-(1.0 - self.uniform()).ln()).ln()
+    }
+
+    /// A random number from 0 up to, but not including, 1, of 53 random bits.
+    fn uniform(&mut self) -> f64 {
+        (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Finds the candidates, and their probabilities up to a common factor; at
+    /// least `minimum` of them where there are so many.
+    fn warp(&mut self, scores: &[f32], minimum: usize) -> Result<Vec<f64>, ModelError> {
         if scores.iter().any(|score| score.is_nan()) {
             return Err(not_a_number());
         }
@@ -104,8 +123,11 @@ impl Sampler {
         // Of equal ones the later token comes first: PyTorch sorts upwards and
         // keeps their order, so that the earlier is the first to be cut.
         let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0));
-        let top_k = self.sampling.top_k;
-        if top_k > 0 && top_k < candidates.len() {
+        let top_k = match self.sampling.top_k {
+            0 => candidates.len(),
+            top_k => top_k.max(minimum),
+        };
+        if top_k < candidates.len() {
             let (_, last, _) = candidates.select_nth_unstable_by(top_k - 1, descending);
             let least = last.1;
             candidates.retain(|(_, score)| *score >= least);
@@ -120,24 +142,26 @@ impl Sampler {
             .map(|(_, score)| (f64::from(*score) - largest).exp())
             .collect();
         if self.sampling.top_p < 1.0 {
-            cut_tail(&mut probabilities, self.sampling.top_p);
+            cut_tail(&mut probabilities, self.sampling.top_p, minimum);
         }
         Ok(probabilities)
     }
 }
 
-/// Drops the least likely that have at most `1 - top_p` together, but not the
-/// first; `probabilities` fall and need not sum up to 1.
-fn cut_tail(probabilities: &mut Vec<f64>, top_p: f32) {
+/// Drops the least likely that have at most `1 - top_p` together, but not the first
+/// `minimum`; `probabilities` fall and need not sum up to 1.
+fn cut_tail(probabilities: &mut Vec<f64>, top_p: f32, minimum: usize) {
     let unwanted = (1.0 - f64::from(top_p)) * probabilities.iter().sum::<f64>();
     let mut tail = 0.0;
-    while let [_, .., last] = probabilities[..] {
-        tail += last;
+    let mut kept = probabilities.len();
+    while kept > minimum {
+        tail += probabilities[kept - 1];
         if tail > unwanted {
             break;
         }
-        probabilities.pop();
+        kept -= 1;
     }
+    probabilities.truncate(kept);
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ fn probabilities_are_those_of_transformers() {
     assert!(cases.len() > 8);
     for (index, case) in cases.iter().enumerate() {
         let mut sampler = case.sampler(1);
-        let weights = sampler.warp(&logits).unwrap();
+        let weights = sampler.warp(&logits, 1).unwrap();
         let total: f64 = weights.iter().sum();
         let mut probabilities = vec![0.0; logits.len()];
         for (weight, (token, _)) in weights.iter().zip(&sampler.candidates) {
