@@ -3,7 +3,7 @@
 //! sequences are divided by a power of their length.
 
 use crate::error::{ErrorKind, ModelError};
-use crate::generation::{Continuation, Decoder, Request, not_a_number, processors};
+use crate::generation::{Continuation, Decoder, EarlyStopping, Request, not_a_number, processors};
 
 /// The score of what must not be chosen; sums with it stay comparable.
 const UNLIKELY: f32 = -1.0e9;
@@ -137,7 +137,7 @@ impl Search {
         self.hopeful &= self.may_improve(request);
         let all_ended = self.best.iter().all(|best| best.ended);
         let over = !self.hopeful
-            || (request.config.early_stopping && all_ended)
+            || (request.config.early_stopping == EarlyStopping::Yes && all_ended)
             || candidates.iter().all(|candidate| candidate.ends);
         Ok((!over).then_some(parents))
     }
@@ -174,7 +174,8 @@ impl Search {
     /// Takes those that end now among the best, if their scores are.
     fn keep_best(&mut self, request: &Request<'_>, candidates: &[Candidate]) {
         let config = request.config;
-        let full = config.early_stopping && self.best.iter().all(|best| best.ended);
+        let full =
+            config.early_stopping == EarlyStopping::Yes && self.best.iter().all(|best| best.ended);
         if full || !self.hopeful {
             return;
         }
@@ -195,13 +196,21 @@ impl Search {
         self.best.truncate(config.num_beams);
     }
 
-    /// Whether the best running sequence, ended now, would be among the best.
+    /// Whether the best running sequence may become one of the best: with the
+    /// length that it has now, or with the longest where a model insists.
     fn may_improve(&self, request: &Request<'_>) -> bool {
         let Some(first) = self.running.first() else {
             return false;
         };
-        let answer = first.tokens.len() - request.prompt.len();
-        let possible = first.score / penalty(answer, request.config.length_penalty);
+        let config = request.config;
+        let longest = config.early_stopping == EarlyStopping::Never && config.length_penalty > 0.0;
+        let tokens = if longest {
+            request.lengths.max
+        } else {
+            first.tokens.len()
+        };
+        let answer = tokens - request.prompt.len();
+        let possible = first.score / penalty(answer, config.length_penalty);
         let worst = match self.best.iter().all(|best| best.ended) {
             true => self.best.last().map_or(UNLIKELY, |best| best.score),
             false => UNLIKELY,

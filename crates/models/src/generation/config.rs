@@ -48,6 +48,38 @@ pub struct GenerationOverrides {
     pub seed: Option<u64>,
 }
 
+/// When a beam search ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "serde_json::Value")]
+pub(crate) enum EarlyStopping {
+    /// As soon as there are as many ended sequences as beams.
+    Yes,
+    /// When the best that goes on, ended now, would not be among the best.
+    No,
+    /// When nothing that goes on can become one of the best.
+    Never,
+}
+
+impl TryFrom<serde_json::Value> for EarlyStopping {
+    type Error = String;
+
+    fn try_from(value: serde_json::Value) -> Result<Self, String> {
+        match value {
+            serde_json::Value::Bool(stop) => Ok(stop.into()),
+            serde_json::Value::String(text) if text == "never" => Ok(Self::Never),
+            other => Err(format!(
+                "early_stopping is {other}, not true, false or \"never\""
+            )),
+        }
+    }
+}
+
+impl From<bool> for EarlyStopping {
+    fn from(stop: bool) -> Self {
+        if stop { Self::Yes } else { Self::No }
+    }
+}
+
 /// `generation_config.json`: the model's own values.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -58,7 +90,7 @@ pub(crate) struct StoredGenerationConfig {
     min_new_tokens: Option<usize>,
     num_beams: Option<usize>,
     length_penalty: Option<f32>,
-    early_stopping: Option<bool>,
+    early_stopping: Option<EarlyStopping>,
     repetition_penalty: Option<f32>,
     no_repeat_ngram_size: Option<usize>,
     do_sample: Option<bool>,
@@ -76,7 +108,7 @@ pub struct GenerationConfig {
     min_new_tokens: Option<usize>,
     pub(crate) num_beams: usize,
     pub(crate) length_penalty: f32,
-    pub(crate) early_stopping: bool,
+    pub(crate) early_stopping: EarlyStopping,
     pub(crate) repetition_penalty: f32,
     pub(crate) no_repeat_ngram_size: usize,
     /// How tokens are sampled, if they are.
@@ -131,8 +163,9 @@ impl GenerationConfig {
                 .unwrap_or(1.0),
             early_stopping: options
                 .early_stopping
+                .map(EarlyStopping::from)
                 .or(stored.early_stopping)
-                .unwrap_or(false),
+                .unwrap_or(EarlyStopping::No),
             repetition_penalty: options
                 .repetition_penalty
                 .or(stored.repetition_penalty)

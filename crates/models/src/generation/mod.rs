@@ -8,8 +8,8 @@ mod processors;
 mod sampling;
 mod single;
 
+pub(crate) use config::{EarlyStopping, Lengths, StoredGenerationConfig};
 pub use config::{GenerationConfig, GenerationOverrides};
-pub(crate) use config::{Lengths, StoredGenerationConfig};
 
 use crate::error::{ErrorKind, ModelError};
 
