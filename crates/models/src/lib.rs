@@ -6,6 +6,7 @@
 //! sentence-transformers and transformers: the tests compare them.
 #![forbid(unsafe_code)]
 
+mod activation;
 mod bert;
 mod blip;
 mod checkpoint;
@@ -21,9 +22,10 @@ mod pooling;
 mod prompts;
 mod text_encoder;
 mod tokenizer;
+mod trace;
 
 pub use blip::{Caption, Captioner, EncodedImages, Prompt};
-pub use candle_core::{DType, Device};
+pub use candle_core::{DType, Device, Tensor};
 pub use device::{Placement, set_threads};
 pub use error::{ErrorKind, ModelError};
 pub use generation::{EarlyStopping, GenerationConfig, GenerationOverrides};

@@ -1,6 +1,8 @@
 //! Text encoders in the layout of sentence-transformers.
 
-use candle_core::DType;
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
@@ -13,6 +15,7 @@ use crate::files::{ModelDirectory, damaged, unsupported};
 use crate::pooling::{Pooling, normalize};
 use crate::prompts::Prompts;
 use crate::tokenizer;
+use crate::trace::Trace;
 
 /// A text as token ids, prompt and special tokens included.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,12 +233,30 @@ impl TextEncoder {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
+        self.embed(batch, None)
+    }
+
+    /// What is computed for one text: `embeddings`, `layer.N` (tokens, width),
+    /// `pooled` and `embedding`, (1, width) each. For comparing models with another
+    /// implementation of them.
+    pub fn trace(&self, tokens: &Tokens) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let mut trace = Trace::default();
+        let vectors = self.embed(&[tokens], Some(&mut trace))?;
+        trace.add("embedding", &Tensor::new(vectors, &Device::Cpu)?);
+        Ok(trace.into_tensors()?)
+    }
+
+    fn embed(
+        &self,
+        batch: &[&Tokens],
+        mut trace: Option<&mut Trace>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
         let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.len()).collect();
         let ids: Vec<u32> = batch
             .iter()
             .flat_map(|tokens| tokens.ids.iter().copied())
             .collect();
-        let hidden = compute(|| self.encoder.forward(&ids, &lengths))?;
+        let hidden = compute(|| self.encoder.forward(&ids, &lengths, trace.as_deref_mut()))?;
         let width = hidden.dim(1)?;
         let hidden = hidden.flatten_all()?.to_dtype(DType::F32)?;
         let hidden = hidden.to_vec1::<f32>()?;
@@ -246,6 +267,10 @@ impl TextEncoder {
             rest = after;
             let pooled = &states[tokens.unpooled * width..];
             let mut vector = self.plan.pooling.pool(pooled, width);
+            if let Some(trace) = trace.as_deref_mut() {
+                let state = Tensor::from_slice(&vector, (1, vector.len()), &Device::Cpu)?;
+                trace.add("pooled", &state);
+            }
             if self.plan.normalize {
                 normalize(&mut vector);
             }
