@@ -241,9 +241,15 @@ impl Cluster {
 
     /// Starts PostgreSQL, after a stop or a crash.
     pub fn start_server(&self) {
+        self.start_server_with(&[]);
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_server_with(&self, environment: &[(&str, &str)]) {
         // Not `output()`: the postmaster would keep a pipe open for ever.
         let status = self
             .command("pg_ctl")
+            .envs(environment.iter().copied())
             .args(["start", "-w", "-s", "-t", "60", "-D"])
             .arg(self.data())
             .arg("-l")

@@ -17,6 +17,7 @@ use crate::pull::bounded;
 /// Cuts in a row, each after some bytes, that a download survives.
 const MAX_CUTS: u32 = 5;
 const READ_BYTES: usize = 1 << 20;
+const GO_ON: &str = "Call it again: the download goes on from there.";
 
 pub(crate) struct Download<'a> {
     pub(crate) remote: &'a HFRepository<RepoTypeModel>,
@@ -104,9 +105,11 @@ impl Download<'_> {
                 .revision(self.commit)
                 .maybe_range(range);
             let (_, mut stream) = bounded(&what, request.send()).await?;
-            while let Some(piece) =
-                bounded(&what, async { stream.next().await.transpose() }).await?
-            {
+            loop {
+                let next = bounded(&what, async { stream.next().await.transpose() }).await;
+                let Some(piece) = next.map_err(|error| error.hint(GO_ON))? else {
+                    break;
+                };
                 have += piece.len() as u64;
                 if have > file.size {
                     return Ok(Gathered::Wrong);
@@ -122,7 +125,8 @@ impl Download<'_> {
                 HubErrorKind::Download,
                 format!("could not download file \"{}\"", file.path),
             )
-            .detail("The hub sent less than it announced."));
+            .detail("The hub sent less than it announced.")
+            .hint(GO_ON));
         }
         let blob = hasher.finish();
         if have > file.size || !file.is_blob(&blob) {
@@ -169,16 +173,8 @@ fn remove(path: &Path) -> Result<(), HubError> {
 
 /// An error of a file's download, with how far it came.
 fn cut_off(file: &RemoteFile, has: u64, error: HubError) -> HubError {
-    if has == 0 {
-        return error;
-    }
-    let cause = error.detail.unwrap_or_default();
-    HubError::new(
-        HubErrorKind::Download,
-        format!("download of file \"{}\" was cut off", file.path),
-    )
-    .detail(format!("{has} of {} bytes arrived. {cause}", file.size))
-    .hint("Call it again: the download goes on from there.")
+    let cause = error.detail.clone().unwrap_or_default();
+    error.detail(format!("{has} of {} bytes arrived. {cause}", file.size))
 }
 
 fn wrong_content(file: &RemoteFile) -> HubError {
