@@ -1,12 +1,14 @@
 //! Models from a hub: `sight_model_pull` against a hub on this machine.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fake_hub::{FakeHub, Fault};
 use pg_sight_tests::{Cluster, sql_failure, wait_until};
 use postgres::Client;
+use postgres::error::DbError;
 
 const REPOSITORY: &str = "some-one/tiny-bert";
 const PULL: &str = "SELECT * FROM sight_model_pull('some-one/tiny-bert')";
@@ -267,7 +269,12 @@ fn a_pull_shows_its_progress_and_a_cancel_ends_it() {
         )
         .unwrap();
     place.hub.set_fault(SLOW);
-    let mut client = place.cluster.client();
+    let notices = Arc::new(Mutex::new(Vec::new()));
+    let noticed = Arc::clone(&notices);
+    let note = move |notice: DbError| noticed.lock().unwrap().push(notice.message().to_owned());
+    let mut client = place
+        .cluster
+        .client_with_notices("postgres", "postgres", note);
     let puller = pid(&mut client);
     let pulling = thread::spawn(move || {
         let result = client.query(PULL, &[]);
@@ -285,6 +292,10 @@ fn a_pull_shows_its_progress_and_a_cancel_ends_it() {
     assert!(row.get::<_, Option<&str>>("current_file").is_some());
     assert!(row.get::<_, i32>("files_done") < row.get::<_, i32>("files_total"));
     assert!(row.get::<_, i64>("bytes_done") < row.get::<_, i64>("bytes_total"));
+    wait_until("the client is told", PATIENCE, || {
+        let notices = notices.lock().unwrap();
+        notices.iter().any(|notice| notice.contains("downloading"))
+    });
     // Others are served meanwhile.
     assert!(
         other

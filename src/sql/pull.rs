@@ -1,6 +1,8 @@
 //! Downloads of models. `sql/models.sql` declares the functions, and registers
 //! what has been downloaded.
 
+use std::time::Duration;
+
 use pgrx::pg_sys;
 use serde_json::{Value, json};
 use sight_protocol::{PullProgress, PullRequest, PulledModel, Request, Response};
@@ -9,7 +11,7 @@ use super::admin::info_json;
 use super::call::{Call, SqlResult, sql_function};
 use crate::error::{SqlError, SqlState};
 use crate::gucs;
-use crate::server::client;
+use crate::server::{Watch, client};
 use crate::text;
 
 sql_function!(sight_model_fetch, pg_finfo_sight_model_fetch, fetch);
@@ -18,6 +20,9 @@ sql_function!(
     pg_finfo_sight_pull_progress,
     pull_progress
 );
+
+/// Between two looks for news to tell the client.
+const NOTICE_PAUSE: Duration = Duration::from_millis(500);
 
 /// How downloads are turned on, as part of a hint.
 pub const TURN_ON: &str = "Downloads are off; a superuser turns them on with ALTER SYSTEM SET \
@@ -50,17 +55,44 @@ fn fetch(call: &Call) -> SqlResult {
         .hint(TURN_ON));
     }
     let set = |value: String| Some(value).filter(|value| !value.is_empty());
+    // SAFETY: a plain variable of this process.
+    let requester = unsafe { pg_sys::MyProcPid } as u32;
     let request = PullRequest {
         repository,
         revision,
         endpoint: set(gucs::string(&gucs::HF_ENDPOINT)),
         home: set(gucs::string(&gucs::HF_HOME)),
-        // SAFETY: a plain variable of this process.
-        requester: unsafe { pg_sys::MyProcPid } as u32,
+        requester,
     };
-    match client::request(&Request::Pull(request), &[])?.0 {
+    let mut shown = None;
+    let mut watch = Watch {
+        pause: NOTICE_PAUSE,
+        look: &mut || show_file(requester, &mut shown),
+    };
+    match client::request_watched(&Request::Pull(request), &[], Some(&mut watch))?.0 {
         Response::Pulled(pulled) => Ok(Some(text::json_datum(&pulled_json(&pulled)))),
         _ => Err(client::unexpected()),
+    }
+}
+
+/// Tells the client which file is in work, when that has changed.
+fn show_file(requester: u32, shown: &mut Option<String>) {
+    // It is only news: what is wrong with the server, the answer tells.
+    let Ok(Some(Response::Pulls(pulls))) = client::request_if_running(&Request::Pulls) else {
+        return;
+    };
+    let own = pulls.into_iter().find(|pull| pull.requester == requester);
+    if let Some(pull) = own
+        && let Some(file) = &pull.file
+        && shown.as_ref() != Some(file)
+    {
+        let number = pull.files_done + 1;
+        pgrx::notice!(
+            "downloading \"{file}\", file {number} of {} of model \"{}\"",
+            pull.files_total,
+            pull.repository
+        );
+        *shown = pull.file;
     }
 }
 

@@ -146,10 +146,14 @@ impl HubError {
         let Some(token) = token.filter(|token| !token.is_empty()) else {
             return self;
         };
-        let hide = |text: String| text.replace(token, "***");
-        self.message = hide(self.message);
-        self.detail = self.detail.map(hide);
-        self.hint = self.hint.map(hide);
+        let fields = [
+            Some(&mut self.message),
+            self.detail.as_mut(),
+            self.hint.as_mut(),
+        ];
+        for text in fields.into_iter().flatten() {
+            *text = text.replace(token, "***");
+        }
         self
     }
 }
