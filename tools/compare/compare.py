@@ -114,12 +114,15 @@ def compare_texts(directory: Path, texts: list[str], program: Path | None, scrat
         ours = below(traced, f"{index}.")
         features = encoder.preprocess([text], prompt=prompt)
         comparison.ids(f"text {index}", ours.pop("ids").tolist(), features["input_ids"][0].tolist())
-        pooled = {}
-        hook = encoder[1].register_forward_hook(lambda _module, _inputs, output: pooled.update(pooled=output["sentence_embedding"].clone()))
         with recorded(encoder_modules(encoder[0].auto_model)) as theirs:
-            embedding = encoder(features)["sentence_embedding"]
-        hook.remove()
-        comparison.states(ours, {**theirs, **pooled, "embedding": embedding})
+            features = encoder[0](features)
+        # The modules after the transformer, one by one.
+        for place, module in enumerate(list(encoder)[1:]):
+            features = module(features)
+            kind = type(module).__name__
+            if kind in ("Pooling", "Dense"):
+                theirs["pooled" if kind == "Pooling" else f"dense.{place - 1}"] = features["sentence_embedding"].clone()
+        comparison.states(ours, {**theirs, "embedding": features["sentence_embedding"]})
 
 
 @torch.no_grad()
