@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from reference import encoder_modules, recorded, trace_captioner
+from reference import encoder_modules, recorded, trace_captioner, with_stored_options
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import BlipForConditionalGeneration, BlipImageProcessor
+from transformers import BlipForConditionalGeneration, BlipImageProcessorPil
 
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = [
@@ -129,7 +129,7 @@ def compare_texts(directory: Path, texts: list[str], program: Path | None, scrat
 def compare_picture(directory: Path, picture: Path, beams: int, program: Path | None, scratch: Path, comparison: Comparison) -> None:
     arguments = [str(directory), "--image", str(picture), "--beams", str(beams), "--new-tokens", str(NEW_TOKENS)]
     ours = run_trace(program, arguments, scratch / "trace.safetensors")
-    processor = BlipImageProcessor.from_pretrained(directory)
+    processor = BlipImageProcessorPil.from_pretrained(directory)
     expected = processor(images=[Image.open(picture)], return_tensors="pt")["pixel_values"]
     pixels, ids = ours.pop("pixels")[None], ours.pop("ids").tolist()
     std = torch.tensor(processor.image_std).reshape(1, 3, 1, 1)
@@ -139,7 +139,8 @@ def compare_picture(directory: Path, picture: Path, beams: int, program: Path | 
         comparison.faults.append(f"pixels differ by {samples:.3f} of 255")
     # From here on both have the same pixels.
     model = BlipForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
-    generated = model.generate(pixel_values=pixels, num_beams=beams, max_new_tokens=NEW_TOKENS)[0].tolist()
+    options = with_stored_options(directory, {"num_beams": beams, "max_new_tokens": NEW_TOKENS})
+    generated = model.generate(pixel_values=pixels, **options)[0].tolist()
     comparison.ids("the caption", ids, generated)
     comparison.states(ours, trace_captioner(model, pixels, ids))
 
