@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from reference import encoder_modules, recorded, trace_captioner
+from reference import encoder_modules, recorded, trace_captioner, with_stored_options
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import BlipForConditionalGeneration, BlipImageProcessor
+from transformers import BlipForConditionalGeneration, BlipImageProcessorPil
 
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = [
@@ -114,19 +114,22 @@ def compare_texts(directory: Path, texts: list[str], program: Path | None, scrat
         ours = below(traced, f"{index}.")
         features = encoder.preprocess([text], prompt=prompt)
         comparison.ids(f"text {index}", ours.pop("ids").tolist(), features["input_ids"][0].tolist())
-        pooled = {}
-        hook = encoder[1].register_forward_hook(lambda _module, _inputs, output: pooled.update(pooled=output["sentence_embedding"].clone()))
         with recorded(encoder_modules(encoder[0].auto_model)) as theirs:
-            embedding = encoder(features)["sentence_embedding"]
-        hook.remove()
-        comparison.states(ours, {**theirs, **pooled, "embedding": embedding})
+            features = encoder[0](features)
+        # The modules after the transformer, one by one.
+        for place, module in enumerate(list(encoder)[1:]):
+            features = module(features)
+            kind = type(module).__name__
+            if kind in ("Pooling", "Dense"):
+                theirs["pooled" if kind == "Pooling" else f"dense.{place - 1}"] = features["sentence_embedding"].clone()
+        comparison.states(ours, {**theirs, "embedding": features["sentence_embedding"]})
 
 
 @torch.no_grad()
 def compare_picture(directory: Path, picture: Path, beams: int, program: Path | None, scratch: Path, comparison: Comparison) -> None:
     arguments = [str(directory), "--image", str(picture), "--beams", str(beams), "--new-tokens", str(NEW_TOKENS)]
     ours = run_trace(program, arguments, scratch / "trace.safetensors")
-    processor = BlipImageProcessor.from_pretrained(directory)
+    processor = BlipImageProcessorPil.from_pretrained(directory)
     expected = processor(images=[Image.open(picture)], return_tensors="pt")["pixel_values"]
     pixels, ids = ours.pop("pixels")[None], ours.pop("ids").tolist()
     std = torch.tensor(processor.image_std).reshape(1, 3, 1, 1)
@@ -136,7 +139,8 @@ def compare_picture(directory: Path, picture: Path, beams: int, program: Path | 
         comparison.faults.append(f"pixels differ by {samples:.3f} of 255")
     # From here on both have the same pixels.
     model = BlipForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
-    generated = model.generate(pixel_values=pixels, num_beams=beams, max_new_tokens=NEW_TOKENS)[0].tolist()
+    options = with_stored_options(directory, {"num_beams": beams, "max_new_tokens": NEW_TOKENS})
+    generated = model.generate(pixel_values=pixels, **options)[0].tolist()
     comparison.ids("the caption", ids, generated)
     comparison.states(ours, trace_captioner(model, pixels, ids))
 

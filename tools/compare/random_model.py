@@ -25,7 +25,7 @@ from transformers import (
     BertModel,
     BlipConfig,
     BlipForConditionalGeneration,
-    BlipImageProcessor,
+    BlipImageProcessorPil,
     DistilBertConfig,
     DistilBertModel,
     MPNetConfig,
@@ -165,7 +165,7 @@ def write_model(kind: Kind, folder: Path, tokenizer: Path | None, dtype: torch.d
     kind.tokenizer(bert_vocabulary(tokenizer)).save(str(folder / "tokenizer.json"), pretty=False)
     write_json(folder / "tokenizer_config.json", kind.tokenizer_config)
     if isinstance(model, BlipForConditionalGeneration):
-        BlipImageProcessor().save_pretrained(folder)
+        BlipImageProcessorPil().save_pretrained(folder)
     else:
         write_encoder_layout(folder, kind, model.config.hidden_size)
 

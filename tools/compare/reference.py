@@ -4,12 +4,33 @@ Encoders: `embeddings`, `layer.N`. Captioners: `vision.embeddings`, `vision.laye
 `text.embeddings`, `text.layer.N`, `text.logits`. Each tensor is (vectors, width), of one text or one picture.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import BlipForConditionalGeneration, PreTrainedModel
+
+
+# Options of a generation that a model's generation_config.json may have for us.
+OPTIONS = (
+    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "length_penalty", "early_stopping",
+    "repetition_penalty", "no_repeat_ngram_size",
+)  # fmt: skip
+
+
+def with_stored_options(directory: Path, options: dict) -> dict:
+    """These options over those that the model stores, which `generate` of BLIP does not read by itself.
+
+    A length that is given also replaces what the model has for its other form.
+    """
+    file = directory / "generation_config.json"
+    stored = json.loads(file.read_text()) if file.exists() else {}
+    replaced = {"max_length"} if "max_new_tokens" in options else set()
+    replaced |= {"min_length"} if "min_new_tokens" in options else set()
+    return {name: stored[name] for name in OPTIONS if name in stored and name not in replaced} | options
 
 
 @contextmanager
@@ -51,4 +72,5 @@ def trace_captioner(model: BlipForConditionalGeneration, pixels: torch.Tensor, i
         states = vision(pixel_values=pixels).last_hidden_state
         mask = torch.ones(states.shape[:-1], dtype=torch.long)
         logits = text(input_ids=torch.tensor([ids]), encoder_hidden_states=states, encoder_attention_mask=mask).logits
-    return {**outputs, "vision.output": states[0].contiguous(), "text.logits": logits[0].contiguous()}
+    part = lambda begin: {name: state for name, state in outputs.items() if name.startswith(begin)}
+    return {**part("vision."), "vision.output": states[0].contiguous(), **part("text."), "text.logits": logits[0].contiguous()}

@@ -17,6 +17,11 @@ pub(crate) enum Activation {
     Relu,
     /// `x σ(x)`.
     Silu,
+    Tanh,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// `x`.
+    Identity,
 }
 
 /// Names as in transformers' `hidden_act`. Several mean the same formula.
@@ -59,6 +64,9 @@ impl Activation {
             Self::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
             Self::Relu => x.relu(),
             Self::Silu => x.silu(),
+            Self::Tanh => x.tanh(),
+            Self::Sigmoid => candle_nn::ops::sigmoid(x),
+            Self::Identity => Ok(x.clone()),
         }
     }
 }
@@ -74,24 +82,33 @@ mod tests {
     fn formulas_are_those_of_pytorch() {
         // torch 2.15: the functions of transformers' ACT2FN and of torch.nn at these points.
         const AT: [f32; 5] = [-3.0, -0.5, 0.0, 0.7, 2.0];
-        let expected: [(Activation, [f32; 5]); 5] = [
+        let expected: [(Activation, [f32; 5]); 8] = [
             (
                 Activation::Gelu,
                 [-0.0040498674, -0.15426879, 0.0, 0.53062546, 1.9545],
             ),
             (
                 Activation::GeluTanh,
-                [-0.0036374331, -0.154286, 0.0, 0.53057015, 1.9545977],
+                [-0.003_637_433, -0.154286, 0.0, 0.53057015, 1.9545977],
             ),
             (
                 Activation::QuickGelu,
-                [-0.018071311, -0.14961156, 0.0, 0.53689396, 1.9356586],
+                [-0.018_071_31, -0.14961156, 0.0, 0.53689396, 1.9356586],
             ),
             (Activation::Relu, [0.0, 0.0, 0.0, 0.7, 2.0]),
             (
                 Activation::Silu,
-                [-0.14227761, -0.18877034, 0.0, 0.46773142, 1.7615941],
+                [-0.14227761, -0.18877034, 0.0, 0.46773142, 1.761_594],
             ),
+            (
+                Activation::Tanh,
+                [-0.995_054_8, -0.46211717, 0.0, 0.604_367_8, 0.964_027_6],
+            ),
+            (
+                Activation::Sigmoid,
+                [0.047425874, 0.37754068, 0.5, 0.66818774, 0.880_797],
+            ),
+            (Activation::Identity, AT),
         ];
         for (activation, values) in expected {
             let x = Tensor::new(&AT, &Device::Cpu).unwrap();

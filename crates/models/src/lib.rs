@@ -10,6 +10,7 @@ mod activation;
 mod bert;
 mod blip;
 mod checkpoint;
+mod dense;
 mod device;
 mod error;
 mod files;

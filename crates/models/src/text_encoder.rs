@@ -9,6 +9,7 @@ use tokenizers::Tokenizer;
 
 use crate::bert::{BertConfig, BertEncoder, Family};
 use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::dense::{Dense, DensePlan};
 use crate::device::{Placement, compute};
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged, unsupported};
@@ -45,6 +46,7 @@ impl Tokens {
 pub(crate) struct EncoderPlan {
     config: BertConfig,
     pooling: Pooling,
+    dense: Vec<DensePlan>,
     normalize: bool,
     max_tokens: usize,
     prompts: Prompts,
@@ -70,11 +72,19 @@ struct TransformerConfig {
 impl EncoderPlan {
     /// Reads and checks all configuration files. Errors name the file.
     pub(crate) fn read(directory: &ModelDirectory, family: Family) -> Result<Self, ModelError> {
-        let (pooling_path, normalize) = read_modules(directory)?;
+        let modules = Modules::read(directory)?;
         let config = BertConfig::read(directory, family)?;
-        let pooling_file = format!("{pooling_path}/config.json");
+        let pooling_file = format!("{}/config.json", modules.pooling);
         let pooling: Value = directory.json(&pooling_file)?;
         let pooling = Pooling::parse(&pooling, &pooling_file, config.hidden_size)?;
+        let mut dense: Vec<DensePlan> = Vec::new();
+        for folder in &modules.dense {
+            let inputs = dense.last().map_or_else(
+                || pooling.dimensions(config.hidden_size),
+                DensePlan::dimensions,
+            );
+            dense.push(DensePlan::read(directory, folder, inputs)?);
+        }
         let transformer: TransformerConfig = directory
             .optional_json("sentence_bert_config.json")?
             .unwrap_or_default();
@@ -101,7 +111,8 @@ impl EncoderPlan {
         Ok(Self {
             config,
             pooling,
-            normalize,
+            dense,
+            normalize: modules.normalize,
             max_tokens,
             prompts: Prompts::read(directory, &tokenizer)?,
             tokenizer,
@@ -109,7 +120,13 @@ impl EncoderPlan {
     }
 
     pub(crate) fn dimensions(&self) -> usize {
-        self.pooling.dimensions(self.config.hidden_size)
+        let pooled = || self.pooling.dimensions(self.config.hidden_size);
+        self.dense.last().map_or_else(pooled, DensePlan::dimensions)
+    }
+
+    /// Elements of the weights that are not in the checkpoint of the transformer.
+    pub(crate) fn further_parameters(&self) -> u64 {
+        self.dense.iter().map(DensePlan::parameters).sum()
     }
 
     pub(crate) fn specs(&self, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
@@ -117,45 +134,57 @@ impl EncoderPlan {
     }
 }
 
-/// The folder of the pooling module, and whether vectors are normalised.
-fn read_modules(directory: &ModelDirectory) -> Result<(String, bool), ModelError> {
-    const FILE: &str = "modules.json";
-    let modules: Vec<Module> = directory.json(FILE)?;
-    let mut pooling = None;
-    let mut normalize = false;
-    for (index, module) in modules.iter().enumerate() {
-        // Full names changed between versions of sentence-transformers; the last
-        // part did not.
-        let kind = module.kind.rsplit('.').next().unwrap_or_default();
-        let known = module.kind.starts_with("sentence_transformers.");
-        match kind {
-            "Transformer" if known && index == 0 && module.path.is_empty() => {}
-            "Pooling" if known && index == 1 && !module.path.is_empty() => {
-                pooling = Some(module.path.clone());
-            }
-            "Normalize" if known && index == 2 => normalize = true,
-            _ => {
-                return Err(unsupported(
+/// The folders of the modules after the transformer, and whether vectors are
+/// normalised at the end.
+#[derive(Default)]
+struct Modules {
+    pooling: String,
+    dense: Vec<String>,
+    normalize: bool,
+}
+
+impl Modules {
+    fn read(directory: &ModelDirectory) -> Result<Self, ModelError> {
+        const FILE: &str = "modules.json";
+        let modules: Vec<Module> = directory.json(FILE)?;
+        let mut read = Self::default();
+        for (index, module) in modules.iter().enumerate() {
+            let path = &module.path;
+            if path.contains("..") || path.starts_with('/') {
+                return Err(damaged(
                     FILE,
-                    format!(
-                        "Module {index} is \"{}\" in folder \"{}\".",
-                        module.kind, module.path
-                    ),
-                )
-                .with_hint(
-                    "Supported are the modules Transformer, Pooling and Normalize, in this order.",
+                    format!("The folder \"{path}\" is outside of the model."),
                 ));
             }
+            // Full names changed between versions of sentence-transformers; the last
+            // part did not.
+            let kind = module.kind.rsplit('.').next().unwrap_or_default();
+            let known = module.kind.starts_with("sentence_transformers.");
+            match kind {
+                "Transformer" if known && index == 0 && path.is_empty() => {}
+                "Pooling" if known && index == 1 && !path.is_empty() => {
+                    read.pooling = path.clone();
+                }
+                "Dense" if known && index > 1 && !read.normalize && !path.is_empty() => {
+                    read.dense.push(path.clone());
+                }
+                "Normalize" if known && index > 1 && !read.normalize => read.normalize = true,
+                _ => {
+                    return Err(unsupported(
+                        FILE,
+                        format!("Module {index} is \"{}\" in folder \"{path}\".", module.kind),
+                    )
+                    .with_hint(
+                        "Supported are the modules Transformer, Pooling, Dense and Normalize, in this order.",
+                    ));
+                }
+            }
         }
+        if read.pooling.is_empty() {
+            return Err(damaged(FILE, "It names no Pooling module."));
+        }
+        Ok(read)
     }
-    let pooling = pooling.ok_or_else(|| damaged(FILE, "It names no Pooling module."))?;
-    if pooling.contains("..") || pooling.starts_with('/') {
-        return Err(damaged(
-            FILE,
-            format!("The folder \"{pooling}\" is outside of the model."),
-        ));
-    }
-    Ok((pooling, normalize))
 }
 
 /// A text encoder, ready to compute. It may be used by many threads at once.
@@ -163,6 +192,7 @@ fn read_modules(directory: &ModelDirectory) -> Result<(String, bool), ModelError
 pub struct TextEncoder {
     plan: Box<EncoderPlan>,
     encoder: BertEncoder,
+    dense: Vec<Dense>,
 }
 
 impl TextEncoder {
@@ -172,7 +202,13 @@ impl TextEncoder {
         place: &Placement,
     ) -> Result<Self, ModelError> {
         let encoder = BertEncoder::read(&plan.config, checkpoint, place)?;
-        Ok(Self { plan, encoder })
+        let dense = plan.dense.iter().map(|dense| dense.load(place));
+        let dense = dense.collect::<Result<_, _>>()?;
+        Ok(Self {
+            plan,
+            encoder,
+            dense,
+        })
     }
 
     /// Components of an embedding.
@@ -237,7 +273,7 @@ impl TextEncoder {
     }
 
     /// What is computed for one text: `embeddings`, `layer.N` (tokens, width),
-    /// `pooled` and `embedding`, (1, width) each. For comparing models with another
+    /// `pooled`, `dense.N` and `embedding`, (1, components) each. For comparing models with another
     /// implementation of them.
     pub fn trace(&self, tokens: &Tokens) -> Result<BTreeMap<String, Tensor>, ModelError> {
         let mut trace = Trace::default();
@@ -266,16 +302,28 @@ impl TextEncoder {
             let (states, after) = rest.split_at(tokens.len() * width);
             rest = after;
             let pooled = &states[tokens.unpooled * width..];
-            let mut vector = self.plan.pooling.pool(pooled, width);
+            let vector = self.plan.pooling.pool(pooled, width);
             if let Some(trace) = trace.as_deref_mut() {
-                let state = Tensor::from_slice(&vector, (1, vector.len()), &Device::Cpu)?;
-                trace.add("pooled", &state);
-            }
-            if self.plan.normalize {
-                normalize(&mut vector);
+                trace.add("pooled", &row(&vector)?);
             }
             vectors.push(vector);
         }
+        for (index, dense) in self.dense.iter().enumerate() {
+            vectors = compute(|| dense.forward(vectors))?;
+            if let Some(trace) = trace.as_deref_mut() {
+                for vector in &vectors {
+                    trace.add(format!("dense.{index}"), &row(vector)?);
+                }
+            }
+        }
+        if self.plan.normalize {
+            vectors.iter_mut().for_each(|vector| normalize(vector));
+        }
         Ok(vectors)
     }
+}
+
+/// (1, components).
+fn row(vector: &[f32]) -> candle_core::Result<Tensor> {
+    Tensor::from_slice(vector, (1, vector.len()), &Device::Cpu)
 }

@@ -11,7 +11,9 @@ use super::*;
 use crate::bert::Family;
 use crate::files::ModelDirectory;
 
-const MODELS: [(&str, Family); 8] = [
+const MODELS: [(&str, Family); 10] = [
+    ("bert-a", Family::Bert),
+    ("bert-b", Family::Bert),
     ("distilbert-a", Family::DistilBert),
     ("distilbert-b", Family::DistilBert),
     ("mpnet-a", Family::MpNet),
