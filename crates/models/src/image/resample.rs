@@ -1,4 +1,4 @@
-//! Resizing with the results of Pillow's `Image.resize`, bit for bit: two passes
+//! Resizing with the results of `Image.resize` of Pillow 13, bit for bit: two passes
 //! in fixed point, each rounded to 8 bits.
 //!
 //! The arithmetic is that of Pillow's Resample.c: weights are computed in double
@@ -12,10 +12,10 @@ const FRACTION_BITS: u32 = 22;
 
 /// A picture of 8 bits: (height, width, 3), rows behind each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Picture {
-    pub(crate) width: usize,
-    pub(crate) height: usize,
-    pub(crate) samples: Vec<u8>,
+pub struct Picture {
+    pub width: usize,
+    pub height: usize,
+    pub samples: Vec<u8>,
 }
 
 /// A resampling filter.
@@ -107,16 +107,31 @@ const HALF: i32 = 1 << (FRACTION_BITS - 1);
 
 /// Resizes a picture; the sides of both sizes must not be zero.
 pub(crate) fn resize(picture: Picture, width: usize, height: usize, filter: Filter) -> Picture {
-    let picture = if picture.width == width {
-        picture
-    } else {
-        resize_rows(&picture, width, filter)
+    let rows = |picture: Picture| {
+        if picture.width == width {
+            picture
+        } else {
+            resize_rows(&picture, width, filter)
+        }
     };
-    if picture.height == height {
-        picture
+    let columns = |picture: Picture| {
+        if picture.height == height {
+            picture
+        } else {
+            resize_columns(&picture, height, filter)
+        }
+    };
+    if columns_first(&picture, width, height) {
+        rows(columns(picture))
     } else {
-        resize_columns(&picture, height, filter)
+        columns(rows(picture))
     }
+}
+
+/// Whether Pillow 13 begins with the columns: when they are shortened by more than
+/// twice what rows are. Between the passes values are rounded, so the order shows.
+fn columns_first(picture: &Picture, width: usize, height: usize) -> bool {
+    height < picture.height && picture.height - height + 2 * width > 2 * picture.width
 }
 
 fn resize_rows(picture: &Picture, width: usize, filter: Filter) -> Picture {
