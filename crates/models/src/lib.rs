@@ -30,6 +30,6 @@ pub use candle_core::{DType, Device, Tensor};
 pub use device::{Placement, set_threads};
 pub use error::{ErrorKind, ModelError};
 pub use generation::{EarlyStopping, GenerationConfig, GenerationOverrides};
-pub use image::{ImageLimits, Pixels};
+pub use image::{ImageLimits, ImageProcessor, Picture, Pixels};
 pub use load::{Architecture, Model, ModelSummary, Task, inspect, load, revision};
 pub use text_encoder::{TextEncoder, Tokens};

@@ -1,11 +1,13 @@
 //! `preprocessor_config.json`: how a picture becomes the input of a vision tower.
 
+use std::path::Path;
+
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::ModelError;
 use crate::files::{ModelDirectory, damaged, unsupported};
-use crate::image::decode::{ImageLimits, decode};
+use crate::image::decode::ImageLimits;
 use crate::image::resample::{CHANNELS, Filter, Picture, resize};
 
 const FILE: &str = "preprocessor_config.json";
@@ -60,7 +62,7 @@ impl Default for Config {
 
 /// The image processor of BLIP: resize to a square, rescale, normalise.
 #[derive(Debug)]
-pub(crate) struct ImageProcessor {
+pub struct ImageProcessor {
     side: usize,
     filter: Filter,
     /// The value of each sample of each channel after rescaling and normalising.
@@ -68,7 +70,11 @@ pub(crate) struct ImageProcessor {
 }
 
 impl ImageProcessor {
-    /// `side` is what the vision tower takes.
+    /// Reads the processor of a model directory; `side` is what its vision tower takes.
+    pub fn open(directory: &Path, side: usize) -> Result<Self, ModelError> {
+        Self::read(&ModelDirectory::open(directory)?, side)
+    }
+
     pub(crate) fn read(directory: &ModelDirectory, side: usize) -> Result<Self, ModelError> {
         let config: Config = directory.json(FILE)?;
         if !config.do_resize || config.do_center_crop == Some(true) || config.do_pad == Some(true) {
@@ -110,12 +116,10 @@ impl ImageProcessor {
     }
 
     /// Decodes, resizes and normalises an encoded picture.
-    pub(crate) fn preprocess(
-        &self,
-        bytes: &[u8],
-        limits: &ImageLimits,
-    ) -> Result<Pixels, ModelError> {
-        let picture = decode(bytes, limits)?;
+    ///
+    /// Errors: those of [`Picture::decode`].
+    pub fn preprocess(&self, bytes: &[u8], limits: &ImageLimits) -> Result<Pixels, ModelError> {
+        let picture = Picture::decode(bytes, limits)?;
         Ok(self.normalise(&resize(picture, self.side, self.side, self.filter)))
     }
 
