@@ -59,7 +59,7 @@ claim_target() {
     local mark=$CARGO_TARGET_DIR/clone crates
     [ "$(cat "$mark" 2>/dev/null)" != "$REPO" ] || return 0
     if [ -d "$CARGO_TARGET_DIR/release" ]; then
-        crates="-p pg_sight -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models"
+        crates="-p pg_sight -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models -p sight-hub -p fake-hub"
         # shellcheck disable=SC2086 # options
         (cd "$REPO" && cargo clean --quiet --release $crates -p pg_sight_server -p pg_sight_tests)
     fi

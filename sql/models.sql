@@ -16,9 +16,13 @@ CREATE TABLE sight_model (
     architecture text NOT NULL,
     dimensions integer,
     parameters bigint NOT NULL,
-    registered_at timestamptz NOT NULL DEFAULT now()
+    -- Where a pulled model came from: owner/name at the hub, and its commit.
+    repository text,
+    commit text,
+    registered_at timestamptz NOT NULL DEFAULT now(),
+    CHECK ((repository IS NULL) = (commit IS NULL))
 );
-COMMENT ON TABLE sight_model IS 'registered models; managed by sight_model_register and sight_model_remove';
+COMMENT ON TABLE sight_model IS 'registered models; managed by sight_model_register, sight_model_pull and sight_model_remove';
 REVOKE ALL ON sight_model FROM PUBLIC;
 SELECT pg_catalog.pg_extension_config_dump('sight_model', '');
 
@@ -49,12 +53,68 @@ CREATE FUNCTION sight_model_register(
         architecture = excluded.architecture,
         dimensions = excluded.dimensions,
         parameters = excluded.parameters,
+        repository = excluded.repository,
+        commit = excluded.commit,
         registered_at = excluded.registered_at
     RETURNING m.task, m.architecture, m.dimensions, m.parameters
 $$;
 COMMENT ON FUNCTION sight_model_register(text, text) IS 'registers a model directory under a name, after checking its files; registering a name again replaces it';
 REVOKE ALL ON FUNCTION sight_model_register(text, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION sight_model_register(text, text) TO sight_admin;
+
+-- Downloads a model into the hub's cache on the database's host.
+CREATE FUNCTION sight_model_fetch(repository text, revision text, name text) RETURNS jsonb
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_model_fetch';
+REVOKE ALL ON FUNCTION sight_model_fetch(text, text, text) FROM PUBLIC;
+
+CREATE FUNCTION sight_model_pull(
+    repository text,
+    revision text DEFAULT 'main',
+    name text DEFAULT NULL,
+    OUT model text,
+    OUT commit text,
+    OUT task text,
+    OUT architecture text,
+    OUT dimensions integer,
+    OUT parameters bigint
+)
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+    INSERT INTO @extschema@.sight_model AS m
+        (name, directory, task, architecture, dimensions, parameters, repository, commit)
+    SELECT n.name, i.directory, i.task, i.architecture, i.dimensions, i.parameters, $1, i.commit
+    FROM (SELECT coalesce($3, pg_catalog.regexp_replace($1, '^.*/', '')) AS name) AS n
+    CROSS JOIN LATERAL pg_catalog.jsonb_to_record(@extschema@.sight_model_fetch($1, $2, n.name))
+        AS i (directory text, commit text, task text, architecture text, dimensions integer, parameters bigint)
+    ON CONFLICT (name) DO UPDATE SET
+        directory = excluded.directory,
+        task = excluded.task,
+        architecture = excluded.architecture,
+        dimensions = excluded.dimensions,
+        parameters = excluded.parameters,
+        repository = excluded.repository,
+        commit = excluded.commit,
+        registered_at = excluded.registered_at
+    RETURNING m.name, m.commit, m.task, m.architecture, m.dimensions, m.parameters
+$$;
+COMMENT ON FUNCTION sight_model_pull(text, text, text) IS 'downloads a model from the hub and registers it, by default under its name there';
+REVOKE ALL ON FUNCTION sight_model_pull(text, text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION sight_model_pull(text, text, text) TO sight_admin;
+
+-- The downloads that run, without starting the server.
+CREATE FUNCTION sight_pull_progress() RETURNS jsonb
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_pull_progress';
+REVOKE ALL ON FUNCTION sight_pull_progress() FROM PUBLIC;
+
+CREATE VIEW sight_stat_progress_pull AS
+SELECT p.*
+FROM pg_catalog.jsonb_to_recordset(sight_pull_progress()) AS p (
+    pid integer, repository text, revision text, phase text, current_file text,
+    files_done integer, files_total integer, bytes_done bigint, bytes_total bigint
+);
+COMMENT ON VIEW sight_stat_progress_pull IS 'the running downloads of models, one row each';
+GRANT EXECUTE ON FUNCTION sight_pull_progress() TO sight_admin, pg_monitor;
+GRANT SELECT ON sight_stat_progress_pull TO sight_admin, pg_monitor;
 
 CREATE FUNCTION sight_model_load(name text) RETURNS void
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_model_load';
@@ -126,6 +186,8 @@ SELECT
     m.parameters,
     -- Only those who manage models see where they lie.
     CASE WHEN pg_catalog.pg_has_role('sight_admin', 'MEMBER') THEN m.directory END AS directory,
+    m.repository,
+    m.commit,
     coalesce(s.loaded ? m.name, false) AS loaded,
     m.registered_at
 FROM sight_model m

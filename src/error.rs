@@ -26,6 +26,8 @@ impl SqlState {
     pub const MODEL_MISSING: Self = Self(b"PS010");
     pub const MODEL_INVALID: Self = Self(b"PS011");
     pub const WRONG_TASK: Self = Self(b"PS012");
+    pub const DOWNLOAD_FAILED: Self = Self(b"PS013");
+    pub const DOWNLOADS_OFF: Self = Self(b"PS014");
     pub const INVALID_IMAGE: Self = Self(b"PS020");
     pub const IMAGE_TOO_LARGE: Self = Self(b"PS021");
     pub const TEXT_TOO_LARGE: Self = Self(b"PS022");
@@ -33,6 +35,7 @@ impl SqlState {
     pub const FEATURE_NOT_SUPPORTED: Self = Self(b"0A000");
     pub const PROTOCOL_VIOLATION: Self = Self(b"08P01");
     pub const DATA_EXCEPTION: Self = Self(b"22000");
+    pub const NULL_NOT_ALLOWED: Self = Self(b"22004");
     pub const INVALID_PARAMETER_VALUE: Self = Self(b"22023");
     pub const TRIGGER_PROTOCOL_VIOLATED: Self = Self(b"39P01");
     pub const UNDEFINED_COLUMN: Self = Self(b"42703");
@@ -95,6 +98,8 @@ impl From<ErrorReply> for SqlError {
             ErrorCode::ShuttingDown => SqlState::SERVER_UNAVAILABLE,
             ErrorCode::Protocol => SqlState::PROTOCOL_VIOLATION,
             ErrorCode::Internal => SqlState::INTERNAL_ERROR,
+            ErrorCode::DownloadFailed => SqlState::DOWNLOAD_FAILED,
+            ErrorCode::Offline => SqlState::DOWNLOADS_OFF,
         };
         Self {
             state,

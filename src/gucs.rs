@@ -19,6 +19,13 @@ static MAX_TEXT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static MAX_IMAGE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(32 * 1024);
 static MAX_IMAGE_PIXELS: GucSetting<i32> = GucSetting::<i32>::new(100_000_000);
 
+/// Whether `sight_model_pull` may use the network.
+pub static ALLOW_DOWNLOADS: GucSetting<bool> = GucSetting::<bool>::new(false);
+/// Empty where the server's environment decides.
+pub static HF_HOME: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+/// Empty where the server's environment decides.
+pub static HF_ENDPOINT: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+
 pub static DEVICE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"auto"));
 pub static DTYPE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"auto"));
 pub static THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
@@ -81,6 +88,7 @@ pub fn define() {
         GucFlags::default(),
     );
     define_limits();
+    define_downloads();
     define_server();
     // SAFETY: a NUL-terminated constant; only marks the prefix as ours, so that
     // misspelt settings are errors.
@@ -148,6 +156,34 @@ fn define_limits() {
         unit: GucFlags::default(),
     }
     .define();
+}
+
+/// They go with each request, so that changing them restarts nothing.
+fn define_downloads() {
+    GucRegistry::define_bool_guc(
+        c"pg_sight.allow_downloads",
+        c"Whether sight_model_pull() may download models.",
+        c"",
+        &ALLOW_DOWNLOADS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"pg_sight.hf_home",
+        c"Directory on the database's host that holds the cache of downloaded models.",
+        c"Stands for HF_HOME; empty takes the variable of PostgreSQL's environment.",
+        &HF_HOME,
+        GucContext::Suset,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"pg_sight.hf_endpoint",
+        c"URL of the hub that models are downloaded from.",
+        c"Stands for HF_ENDPOINT; empty takes the variable of PostgreSQL's environment.",
+        &HF_ENDPOINT,
+        GucContext::Suset,
+        GucFlags::SUPERUSER_ONLY,
+    );
 }
 
 fn define_server() {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use postgres::error::DbError;
 use postgres::{Client, NoTls};
 use tempfile::TempDir;
 
@@ -241,9 +242,15 @@ impl Cluster {
 
     /// Starts PostgreSQL, after a stop or a crash.
     pub fn start_server(&self) {
+        self.start_server_with(&[]);
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_server_with(&self, environment: &[(&str, &str)]) {
         // Not `output()`: the postmaster would keep a pipe open for ever.
         let status = self
             .command("pg_ctl")
+            .envs(environment.iter().copied())
             .args(["start", "-w", "-s", "-t", "60", "-D"])
             .arg(self.data())
             .arg("-l")
@@ -329,11 +336,22 @@ impl Cluster {
 
     /// Connects as a role to a database.
     pub fn client_of(&self, user: &str, database: &str) -> Client {
+        self.client_with_notices(user, database, |_| {})
+    }
+
+    /// The same, with something to do about each notice.
+    pub fn client_with_notices(
+        &self,
+        user: &str,
+        database: &str,
+        on_notice: impl Fn(DbError) + Send + Sync + 'static,
+    ) -> Client {
         postgres::Config::new()
             .host_path(self.folder.path())
             .port(PORT)
             .user(user)
             .dbname(database)
+            .notice_callback(on_notice)
             .connect(NoTls)
             .unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
     }

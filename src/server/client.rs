@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sight_protocol::{ErrorCode, Request, Response, encode};
 
-use super::connection::{Connection, ExchangeError};
+use super::connection::{Connection, ExchangeError, Watch};
 use super::files::{self, ServerState};
 use super::supervisor;
 use super::wait::{Until, Woken, wait};
@@ -33,13 +33,25 @@ thread_local! {
 /// What the server answers; that it cannot be started or was lost; a timeout.
 /// A cancel of the query unwinds from here as PostgreSQL's error.
 pub fn request(request: &Request, body: &[&[u8]]) -> Result<(Response, Bytes), SqlError> {
+    request_watched(request, body, None)
+}
+
+/// The same, with something to do while the answer takes its time.
+///
+/// # Errors
+/// See [`request`].
+pub fn request_watched(
+    request: &Request,
+    body: &[&[u8]],
+    mut watch: Option<&mut Watch>,
+) -> Result<(Response, Bytes), SqlError> {
     let frame = encode(request, body)?;
     let deadline = gucs::request_timeout().map(|timeout| Instant::now() + timeout);
     let mut start_deadline = Instant::now() + gucs::start_timeout();
     loop {
         let mut connection = connect(start_deadline)?;
         let asked = Instant::now();
-        let exchanged = connection.exchange(&frame, deadline);
+        let exchanged = connection.exchange(&frame, deadline, watch.as_deref_mut());
         // A server was there: that time does not count as waiting for one.
         start_deadline += asked.elapsed();
         let answer = match exchanged {
@@ -79,7 +91,7 @@ pub fn request_if_running(request: &Request) -> Result<Option<Response>, SqlErro
         return Ok(None);
     };
     let deadline = Instant::now() + gucs::start_timeout();
-    match connection.exchange(&encode(request, &[])?, Some(deadline)) {
+    match connection.exchange(&encode(request, &[])?, Some(deadline), None) {
         Ok(answer) => match answer.message()? {
             Response::Error(reply) if reply.code == ErrorCode::ShuttingDown => Ok(None),
             Response::Error(reply) => Err(reply.into()),

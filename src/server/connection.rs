@@ -21,6 +21,13 @@ pub struct Connection {
     decoder: FrameDecoder,
 }
 
+/// What a caller does while it waits for an answer.
+pub struct Watch<'a> {
+    /// Between two looks.
+    pub pause: Duration,
+    pub look: &'a mut dyn FnMut(),
+}
+
 /// Why an exchange failed.
 pub enum ExchangeError {
     /// The server ended before it had the whole request: it has not looked at
@@ -60,8 +67,10 @@ impl Connection {
         &mut self,
         request: &Bytes,
         deadline: Option<Instant>,
+        mut watch: Option<&mut Watch>,
     ) -> Result<Frame, ExchangeError> {
         let sent = self.send(request, deadline)?;
+        let pause = watch.as_ref().map_or(PAUSE, |watch| watch.pause);
         loop {
             if let Some(frame) = self
                 .decoder
@@ -70,9 +79,12 @@ impl Connection {
             {
                 return Ok(frame);
             }
-            match self.receive(deadline) {
+            match self.receive(deadline, pause) {
                 Err(ExchangeError::Lost(_)) if !sent => return Err(ExchangeError::NotTaken),
                 received => received?,
+            }
+            if let Some(watch) = &mut watch {
+                (watch.look)();
             }
         }
     }
@@ -86,7 +98,8 @@ impl Connection {
                 // An answer (a refusal, say) may be waiting: let it be read.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
                 Err(error) => {
-                    self.wait_after(error, Until::Writable(self.socket.as_raw_fd()), deadline)?;
+                    let until = Until::Writable(self.socket.as_raw_fd());
+                    self.wait_after(error, until, deadline, PAUSE)?;
                 }
             }
             pgrx::check_for_interrupts!();
@@ -94,7 +107,8 @@ impl Connection {
         Ok(true)
     }
 
-    fn receive(&mut self, deadline: Option<Instant>) -> Result<(), ExchangeError> {
+    /// Takes in what has arrived; waits for more, at most for `pause`, if nothing has.
+    fn receive(&mut self, deadline: Option<Instant>, pause: Duration) -> Result<(), ExchangeError> {
         let mut buffer = [0u8; READ_BYTES];
         match self.socket.read(&mut buffer) {
             Ok(0) => Err(ExchangeError::Lost("The connection was closed.".into())),
@@ -108,7 +122,8 @@ impl Connection {
                 Err(ExchangeError::NotTaken)
             }
             Err(error) => {
-                self.wait_after(error, Until::Readable(self.socket.as_raw_fd()), deadline)
+                let until = Until::Readable(self.socket.as_raw_fd());
+                self.wait_after(error, until, deadline, pause)
             }
         }
     }
@@ -118,10 +133,11 @@ impl Connection {
         error: io::Error,
         until: Until,
         deadline: Option<Instant>,
+        pause: Duration,
     ) -> Result<(), ExchangeError> {
         match error.kind() {
             io::ErrorKind::Interrupted => Ok(()),
-            io::ErrorKind::WouldBlock => match wait(until, deadline, PAUSE) {
+            io::ErrorKind::WouldBlock => match wait(until, deadline, pause) {
                 Woken::Look => Ok(()),
                 Woken::TimedOut => Err(ExchangeError::Failed(
                     SqlError::new(SqlState::TIMED_OUT, "request to the model server timed out")

@@ -8,3 +8,5 @@ pub mod files;
 mod process;
 pub mod supervisor;
 mod wait;
+
+pub use connection::Watch;

@@ -2,8 +2,8 @@
 //! in `sql/models.sql`; these ask the server.
 
 use pgrx::pg_sys;
-use serde_json::json;
-use sight_protocol::{ModelRef, Request, Response};
+use serde_json::{Value, json};
+use sight_protocol::{ModelInfo, ModelRef, Request, Response};
 
 use super::call::{Call, SqlResult, sql_function};
 use super::registry;
@@ -21,7 +21,7 @@ sql_function!(sight_model_unload, pg_finfo_sight_model_unload, unload);
 fn inspect(call: &Call) -> SqlResult {
     let (Some(name), Some(directory)) = (call.text(0)?, call.text(1)?) else {
         return Err(SqlError::new(
-            SqlState(b"22004"),
+            SqlState::NULL_NOT_ALLOWED,
             "name and directory must not be null",
         ));
     };
@@ -44,14 +44,19 @@ fn inspect(call: &Call) -> SqlResult {
         limits: gucs::limits(),
     };
     match client::request(&Request::Inspect { model }, &[])?.0 {
-        Response::Model(info) => Ok(Some(text::json_datum(&json!({
-            "task": info.task.as_str(),
-            "architecture": info.architecture.as_str(),
-            "dimensions": info.dimensions,
-            "parameters": info.parameters,
-        })))),
+        Response::Model(info) => Ok(Some(text::json_datum(&info_json(&info)))),
         _ => Err(client::unexpected()),
     }
+}
+
+/// What the table says of a model.
+pub fn info_json(info: &ModelInfo) -> Value {
+    json!({
+        "task": info.task.as_str(),
+        "architecture": info.architecture.as_str(),
+        "dimensions": info.dimensions,
+        "parameters": info.parameters,
+    })
 }
 
 /// `sight_model_load(name text) → void`
@@ -67,7 +72,7 @@ fn unload(call: &Call) -> SqlResult {
 fn manage(call: &Call, request: fn(ModelRef) -> Request) -> SqlResult {
     let Some(name) = call.text(0)? else {
         return Err(SqlError::new(
-            SqlState(b"22004"),
+            SqlState::NULL_NOT_ALLOWED,
             "name of a model must not be null",
         ));
     };

@@ -43,7 +43,7 @@ fn describe_prompts(call: &Call) -> SqlResult {
         )
         .hint("Leave the argument out to describe a picture without a prompt.")),
         None => Err(SqlError::new(
-            SqlState(b"22004"),
+            SqlState::NULL_NOT_ALLOWED,
             "array of prompts must not contain nulls",
         )),
     }

@@ -5,6 +5,7 @@ mod admin;
 mod call;
 mod describe;
 mod embed;
+mod pull;
 mod registry;
 mod status;
 mod trigger;

@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use pgrx::{FromDatum, pg_sys};
 use sight_protocol::{ModelRef, ModelTask};
 
+use super::pull;
 use crate::error::{SqlError, SqlState};
 use crate::gucs;
 use crate::text;
@@ -67,12 +68,44 @@ pub fn find(function: pg_sys::Oid, name: &str) -> Result<ModelRef, SqlError> {
             SqlState::MODEL_MISSING,
             format!("model \"{name}\" is not registered"),
         )
-        .detail("Models are used by the names under which an administrator registered them.")
-        .hint(format!(
+        .detail(match default_repository(name) {
+            Some(_) if !gucs::ALLOW_DOWNLOADS.get() => {
+                "Models are used by the names under which an administrator registered them, \
+                 and downloads are off (pg_sight.allow_downloads)."
+            }
+            _ => "Models are used by the names under which an administrator registered them.",
+        })
+        .hint(missing_hint(name))),
+    }
+}
+
+/// The repositories of models that the settings name from the start, and of one
+/// that is the smaller choice.
+const DEFAULT_REPOSITORIES: [&str; 3] = [
+    "sentence-transformers/all-mpnet-base-v2",
+    "Salesforce/blip-image-captioning-large",
+    "Salesforce/blip-image-captioning-base",
+];
+
+fn default_repository(name: &str) -> Option<&'static str> {
+    let of_name = |repository: &&&str| repository.split_once('/').is_some_and(|(_, of)| of == name);
+    DEFAULT_REPOSITORIES.iter().find(of_name).copied()
+}
+
+/// How to get a model that is not registered.
+fn missing_hint(name: &str) -> String {
+    let Some(repository) = default_repository(name) else {
+        return format!(
             "Register its directory: SELECT sight_model_register('{}', '/path/to/model'); \
-             or use another one, see sight_models.",
+             or download it with sight_model_pull(); or use another one, see sight_models.",
             name.replace('\'', "''")
-        ))),
+        );
+    };
+    let pull = format!("SELECT sight_model_pull('{repository}');");
+    if gucs::ALLOW_DOWNLOADS.get() {
+        pull
+    } else {
+        format!("{pull} {}", pull::TURN_ON)
     }
 }
 

@@ -1,9 +1,13 @@
-//! Weights in the safetensors format, in one file or in shards.
+//! Weights in the safetensors format, or as PyTorch saves them, in one file or in
+//! shards. Of several layouts safetensors come first, as in transformers.
 //!
 //! The header is read and checked against the length of the file before any
 //! tensor is; tensors are then read one at a time, so that a model is in memory
 //! once. The layout (a length of 8 bytes, little endian, a JSON header of that
 //! length, then the data) is described by the safetensors project.
+
+mod pickle;
+mod torch;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,6 +22,13 @@ use crate::files::{ModelDirectory, damaged, unsupported};
 
 const SINGLE_FILE: &str = "model.safetensors";
 const SHARD_INDEX: &str = "model.safetensors.index.json";
+/// All files that weights begin with, the first that exists winning.
+const FILES: [&str; 4] = [
+    SINGLE_FILE,
+    SHARD_INDEX,
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
 /// The format's own limit of a header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
@@ -41,6 +52,8 @@ impl TensorSpec {
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     directory: ModelDirectory,
+    /// The file of all weights, or the index of the shards.
+    file: String,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -69,31 +82,52 @@ struct ShardIndex {
 impl Checkpoint {
     /// Reads the headers of all weight files and checks them against the files.
     pub(crate) fn open(directory: &ModelDirectory) -> Result<Self, ModelError> {
+        Self::open_in(directory, "")
+    }
+
+    /// The same for weights in a folder of the model; it ends with a slash.
+    pub(crate) fn open_in(directory: &ModelDirectory, folder: &str) -> Result<Self, ModelError> {
+        let mut files = FILES.iter().map(|file| format!("{folder}{file}"));
+        let file = files.find(|file| directory.has(file));
+        let file = file.unwrap_or_else(|| format!("{folder}{SINGLE_FILE}"));
         let mut checkpoint = Self {
             directory: directory.clone(),
+            file: file.clone(),
             tensors: BTreeMap::new(),
         };
-        if directory.has(SINGLE_FILE) || !directory.has(SHARD_INDEX) {
-            checkpoint.read_header(SINGLE_FILE)?;
+        if !file.ends_with(".json") {
+            checkpoint.read_file(&file)?;
             return Ok(checkpoint);
         }
-        let index: ShardIndex = directory.json(SHARD_INDEX)?;
+        let index: ShardIndex = directory.json(&file)?;
         let mut files: Vec<&String> = index.weight_map.values().collect();
         files.sort();
         files.dedup();
-        for file in files {
-            if file.contains('/') || file.contains('\\') {
+        for shard in files {
+            if shard.contains('/') || shard.contains('\\') {
                 return Err(damaged(
-                    SHARD_INDEX,
-                    format!("The shard \"{file}\" is not a plain file name."),
+                    &file,
+                    format!("The shard \"{shard}\" is not a plain file name."),
                 ));
             }
-            checkpoint.read_header(file)?;
+            checkpoint.read_file(&format!("{folder}{shard}"))?;
         }
         Ok(checkpoint)
     }
 
-    fn read_header(&mut self, name: &str) -> Result<(), ModelError> {
+    fn read_file(&mut self, name: &str) -> Result<(), ModelError> {
+        let entries = if name.ends_with(".safetensors") {
+            self.read_header(name)?
+        } else {
+            torch::read_entries(&self.directory, name)?
+        };
+        let entries = entries.into_iter();
+        self.tensors
+            .extend(entries.map(|(name, entry)| (current_name(name), entry)));
+        Ok(())
+    }
+
+    fn read_header(&self, name: &str) -> Result<BTreeMap<String, Entry>, ModelError> {
         let unreadable = |error| self.directory.unreadable(name, &error);
         let mut file = File::open(self.directory.path().join(name)).map_err(unreadable)?;
         let file_bytes = file.metadata().map_err(unreadable)?.len();
@@ -116,9 +150,7 @@ impl Checkpoint {
         }
         let mut header = vec![0; header_bytes as usize];
         file.read_exact(&mut header).map_err(unreadable)?;
-        let entries = parse_header(name, &header, file_bytes)?;
-        self.tensors.extend(entries);
-        Ok(())
+        parse_header(name, &header, file_bytes)
     }
 
     /// Parameters of the model: elements of all floating-point tensors.
@@ -141,13 +173,8 @@ impl Checkpoint {
 
     fn entry(&self, spec: &TensorSpec) -> Result<(&Entry, DType), ModelError> {
         let Some(entry) = self.tensors.get(&spec.name) else {
-            let file = if self.directory.has(SINGLE_FILE) {
-                SINGLE_FILE
-            } else {
-                SHARD_INDEX
-            };
             return Err(damaged(
-                file,
+                &self.file,
                 format!(
                     "Tensor \"{}\" of shape {:?}, which config.json asks for, is not in it.",
                     spec.name, spec.shape
@@ -194,6 +221,21 @@ impl Checkpoint {
         let tensor = Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?;
         Ok(tensor.to_dtype(place.dtype)?.to_device(&place.device)?)
     }
+}
+
+/// The name that a tensor has today: checkpoints that came from TensorFlow call
+/// the parameters of a normalisation gamma and beta.
+fn current_name(name: String) -> String {
+    match name.rsplit_once('.') {
+        Some((norm, "gamma")) if norm.ends_with("LayerNorm") => format!("{norm}.weight"),
+        Some((norm, "beta")) if norm.ends_with("LayerNorm") => format!("{norm}.bias"),
+        _ => name,
+    }
+}
+
+/// Bytes of an element, for the types that can be read.
+fn dtype_bytes(name: &str) -> Option<usize> {
+    dtype(name).map(|dtype| dtype.size_in_bytes())
 }
 
 fn dtype(name: &str) -> Option<DType> {
@@ -243,7 +285,7 @@ fn parse_header(
             .shape
             .iter()
             .try_fold(1_usize, |product, side| product.checked_mul(*side));
-        let size = dtype(&entry.dtype).map(|dtype| dtype.size_in_bytes());
+        let size = dtype_bytes(&entry.dtype);
         if let Some(size) = size
             && declared.and_then(|count| count.checked_mul(size)) != Some((end - begin) as usize)
         {

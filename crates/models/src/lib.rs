@@ -6,9 +6,11 @@
 //! sentence-transformers and transformers: the tests compare them.
 #![forbid(unsafe_code)]
 
+mod activation;
 mod bert;
 mod blip;
 mod checkpoint;
+mod dense;
 mod device;
 mod error;
 mod files;
@@ -21,9 +23,10 @@ mod pooling;
 mod prompts;
 mod text_encoder;
 mod tokenizer;
+mod trace;
 
 pub use blip::{Caption, Captioner, EncodedImages, Prompt};
-pub use candle_core::{DType, Device};
+pub use candle_core::{DType, Device, Tensor};
 pub use device::{Placement, set_threads};
 pub use error::{ErrorKind, ModelError};
 pub use generation::{EarlyStopping, GenerationConfig, GenerationOverrides};

@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result, Shape, Tensor};
 
+use crate::activation::Activation;
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
@@ -101,14 +102,15 @@ impl Linear {
         }
     }
 
-    /// `gelu(x W^T + b)` with the exact GELU: (rows, in) to (rows, out).
-    pub(crate) fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
+    /// `activation(x W^T + b)`: (rows, in) to (rows, out).
+    pub(crate) fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         match &self.weight {
-            Weight::Packed(matrix) => {
+            // The usual one is fused.
+            Weight::Packed(matrix) if activation == Activation::Gelu => {
                 let op = BiasedProduct { matrix, gelu: true };
                 x.contiguous()?.apply_op2_no_bwd(&self.bias, &op)
             }
-            Weight::Plain(_) => self.forward(x)?.gelu_erf(),
+            _ => activation.apply(&self.forward(x)?),
         }
     }
 

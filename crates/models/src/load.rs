@@ -153,15 +153,19 @@ impl Opened {
 /// models of other kinds.
 pub fn inspect(directory: &Path) -> Result<ModelSummary, ModelError> {
     let opened = Opened::new(directory)?;
-    let (task, dimensions) = match &opened.plan {
-        Plan::Encoder(plan) => (Task::Embed, Some(plan.dimensions())),
-        Plan::Captioner(_) => (Task::Describe, None),
+    let (task, dimensions, further) = match &opened.plan {
+        Plan::Encoder(plan) => (
+            Task::Embed,
+            Some(plan.dimensions()),
+            plan.further_parameters(),
+        ),
+        Plan::Captioner(_) => (Task::Describe, None, 0),
     };
     Ok(ModelSummary {
         task,
         architecture: opened.architecture,
         dimensions,
-        parameters: opened.checkpoint.parameters(),
+        parameters: opened.checkpoint.parameters() + further,
         revision: opened.directory.revision()?,
     })
 }

@@ -1,18 +1,22 @@
 //! Text encoders in the layout of sentence-transformers.
 
-use candle_core::DType;
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::bert::{BertConfig, BertEncoder, Family};
 use crate::checkpoint::{Checkpoint, TensorSpec};
+use crate::dense::{Dense, DensePlan};
 use crate::device::{Placement, compute};
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged, unsupported};
 use crate::pooling::{Pooling, normalize};
 use crate::prompts::Prompts;
 use crate::tokenizer;
+use crate::trace::Trace;
 
 /// A text as token ids, prompt and special tokens included.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +46,7 @@ impl Tokens {
 pub(crate) struct EncoderPlan {
     config: BertConfig,
     pooling: Pooling,
+    dense: Vec<DensePlan>,
     normalize: bool,
     max_tokens: usize,
     prompts: Prompts,
@@ -67,11 +72,19 @@ struct TransformerConfig {
 impl EncoderPlan {
     /// Reads and checks all configuration files. Errors name the file.
     pub(crate) fn read(directory: &ModelDirectory, family: Family) -> Result<Self, ModelError> {
-        let (pooling_path, normalize) = read_modules(directory)?;
+        let modules = Modules::read(directory)?;
         let config = BertConfig::read(directory, family)?;
-        let pooling_file = format!("{pooling_path}/config.json");
+        let pooling_file = format!("{}/config.json", modules.pooling);
         let pooling: Value = directory.json(&pooling_file)?;
         let pooling = Pooling::parse(&pooling, &pooling_file, config.hidden_size)?;
+        let mut dense: Vec<DensePlan> = Vec::new();
+        for folder in &modules.dense {
+            let inputs = dense.last().map_or_else(
+                || pooling.dimensions(config.hidden_size),
+                DensePlan::dimensions,
+            );
+            dense.push(DensePlan::read(directory, folder, inputs)?);
+        }
         let transformer: TransformerConfig = directory
             .optional_json("sentence_bert_config.json")?
             .unwrap_or_default();
@@ -98,7 +111,8 @@ impl EncoderPlan {
         Ok(Self {
             config,
             pooling,
-            normalize,
+            dense,
+            normalize: modules.normalize,
             max_tokens,
             prompts: Prompts::read(directory, &tokenizer)?,
             tokenizer,
@@ -106,7 +120,13 @@ impl EncoderPlan {
     }
 
     pub(crate) fn dimensions(&self) -> usize {
-        self.pooling.dimensions(self.config.hidden_size)
+        let pooled = || self.pooling.dimensions(self.config.hidden_size);
+        self.dense.last().map_or_else(pooled, DensePlan::dimensions)
+    }
+
+    /// Elements of the weights that are not in the checkpoint of the transformer.
+    pub(crate) fn further_parameters(&self) -> u64 {
+        self.dense.iter().map(DensePlan::parameters).sum()
     }
 
     pub(crate) fn specs(&self, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
@@ -114,45 +134,57 @@ impl EncoderPlan {
     }
 }
 
-/// The folder of the pooling module, and whether vectors are normalised.
-fn read_modules(directory: &ModelDirectory) -> Result<(String, bool), ModelError> {
-    const FILE: &str = "modules.json";
-    let modules: Vec<Module> = directory.json(FILE)?;
-    let mut pooling = None;
-    let mut normalize = false;
-    for (index, module) in modules.iter().enumerate() {
-        // Full names changed between versions of sentence-transformers; the last
-        // part did not.
-        let kind = module.kind.rsplit('.').next().unwrap_or_default();
-        let known = module.kind.starts_with("sentence_transformers.");
-        match kind {
-            "Transformer" if known && index == 0 && module.path.is_empty() => {}
-            "Pooling" if known && index == 1 && !module.path.is_empty() => {
-                pooling = Some(module.path.clone());
-            }
-            "Normalize" if known && index == 2 => normalize = true,
-            _ => {
-                return Err(unsupported(
+/// The folders of the modules after the transformer, and whether vectors are
+/// normalised at the end.
+#[derive(Default)]
+struct Modules {
+    pooling: String,
+    dense: Vec<String>,
+    normalize: bool,
+}
+
+impl Modules {
+    fn read(directory: &ModelDirectory) -> Result<Self, ModelError> {
+        const FILE: &str = "modules.json";
+        let modules: Vec<Module> = directory.json(FILE)?;
+        let mut read = Self::default();
+        for (index, module) in modules.iter().enumerate() {
+            let path = &module.path;
+            if path.contains("..") || path.starts_with('/') {
+                return Err(damaged(
                     FILE,
-                    format!(
-                        "Module {index} is \"{}\" in folder \"{}\".",
-                        module.kind, module.path
-                    ),
-                )
-                .with_hint(
-                    "Supported are the modules Transformer, Pooling and Normalize, in this order.",
+                    format!("The folder \"{path}\" is outside of the model."),
                 ));
             }
+            // Full names changed between versions of sentence-transformers; the last
+            // part did not.
+            let kind = module.kind.rsplit('.').next().unwrap_or_default();
+            let known = module.kind.starts_with("sentence_transformers.");
+            match kind {
+                "Transformer" if known && index == 0 && path.is_empty() => {}
+                "Pooling" if known && index == 1 && !path.is_empty() => {
+                    read.pooling = path.clone();
+                }
+                "Dense" if known && index > 1 && !read.normalize && !path.is_empty() => {
+                    read.dense.push(path.clone());
+                }
+                "Normalize" if known && index > 1 && !read.normalize => read.normalize = true,
+                _ => {
+                    return Err(unsupported(
+                        FILE,
+                        format!("Module {index} is \"{}\" in folder \"{path}\".", module.kind),
+                    )
+                    .with_hint(
+                        "Supported are the modules Transformer, Pooling, Dense and Normalize, in this order.",
+                    ));
+                }
+            }
         }
+        if read.pooling.is_empty() {
+            return Err(damaged(FILE, "It names no Pooling module."));
+        }
+        Ok(read)
     }
-    let pooling = pooling.ok_or_else(|| damaged(FILE, "It names no Pooling module."))?;
-    if pooling.contains("..") || pooling.starts_with('/') {
-        return Err(damaged(
-            FILE,
-            format!("The folder \"{pooling}\" is outside of the model."),
-        ));
-    }
-    Ok((pooling, normalize))
 }
 
 /// A text encoder, ready to compute. It may be used by many threads at once.
@@ -160,6 +192,7 @@ fn read_modules(directory: &ModelDirectory) -> Result<(String, bool), ModelError
 pub struct TextEncoder {
     plan: Box<EncoderPlan>,
     encoder: BertEncoder,
+    dense: Vec<Dense>,
 }
 
 impl TextEncoder {
@@ -169,7 +202,13 @@ impl TextEncoder {
         place: &Placement,
     ) -> Result<Self, ModelError> {
         let encoder = BertEncoder::read(&plan.config, checkpoint, place)?;
-        Ok(Self { plan, encoder })
+        let dense = plan.dense.iter().map(|dense| dense.load(place));
+        let dense = dense.collect::<Result<_, _>>()?;
+        Ok(Self {
+            plan,
+            encoder,
+            dense,
+        })
     }
 
     /// Components of an embedding.
@@ -230,12 +269,30 @@ impl TextEncoder {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
+        self.embed(batch, None)
+    }
+
+    /// What is computed for one text: `embeddings`, `layer.N` (tokens, width),
+    /// `pooled`, `dense.N` and `embedding`, (1, components) each. For comparing models with another
+    /// implementation of them.
+    pub fn trace(&self, tokens: &Tokens) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let mut trace = Trace::default();
+        let vectors = self.embed(&[tokens], Some(&mut trace))?;
+        trace.add("embedding", &Tensor::new(vectors, &Device::Cpu)?);
+        Ok(trace.into_tensors()?)
+    }
+
+    fn embed(
+        &self,
+        batch: &[&Tokens],
+        mut trace: Option<&mut Trace>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
         let lengths: Vec<usize> = batch.iter().map(|tokens| tokens.len()).collect();
         let ids: Vec<u32> = batch
             .iter()
             .flat_map(|tokens| tokens.ids.iter().copied())
             .collect();
-        let hidden = compute(|| self.encoder.forward(&ids, &lengths))?;
+        let hidden = compute(|| self.encoder.forward(&ids, &lengths, trace.as_deref_mut()))?;
         let width = hidden.dim(1)?;
         let hidden = hidden.flatten_all()?.to_dtype(DType::F32)?;
         let hidden = hidden.to_vec1::<f32>()?;
@@ -245,12 +302,28 @@ impl TextEncoder {
             let (states, after) = rest.split_at(tokens.len() * width);
             rest = after;
             let pooled = &states[tokens.unpooled * width..];
-            let mut vector = self.plan.pooling.pool(pooled, width);
-            if self.plan.normalize {
-                normalize(&mut vector);
+            let vector = self.plan.pooling.pool(pooled, width);
+            if let Some(trace) = trace.as_deref_mut() {
+                trace.add("pooled", &row(&vector)?);
             }
             vectors.push(vector);
         }
+        for (index, dense) in self.dense.iter().enumerate() {
+            vectors = compute(|| dense.forward(vectors))?;
+            if let Some(trace) = trace.as_deref_mut() {
+                for vector in &vectors {
+                    trace.add(format!("dense.{index}"), &row(vector)?);
+                }
+            }
+        }
+        if self.plan.normalize {
+            vectors.iter_mut().for_each(|vector| normalize(vector));
+        }
         Ok(vectors)
     }
+}
+
+/// (1, components).
+fn row(vector: &[f32]) -> candle_core::Result<Tensor> {
+    Tensor::from_slice(vector, (1, vector.len()), &Device::Cpu)
 }

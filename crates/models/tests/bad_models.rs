@@ -169,12 +169,7 @@ fn every_tensor_is_checked() {
             candle_core::safetensors::save(&tensors, &path).unwrap();
             let error = inspect(model.0.path()).unwrap_err();
             assert_eq!(error.kind, ErrorKind::ModelInvalid);
-            // This one is looked for under its other name at last.
-            let asked = match name.as_str() {
-                "text_decoder.cls.predictions.bias" => "text_decoder.cls.predictions.decoder.bias",
-                name => name,
-            };
-            assert!(error.detail.unwrap().contains(asked), "{name}");
+            assert!(error.detail.unwrap().contains(name), "{name}");
         }
     }
 }
@@ -198,10 +193,6 @@ fn files_that_contradict_each_other_are_found() {
         c["size"] = json!({"height": 64, "width": 64})
     });
     assert!(model.error().detail.unwrap().contains("64"));
-
-    let model = Copy::captioner();
-    model.change("config.json", |c| c["tie_word_embeddings"] = json!(false));
-    assert_eq!(model.error().kind, ErrorKind::NotSupported);
 
     let model = Copy::encoder();
     model.change("1_Pooling/config.json", |c| {

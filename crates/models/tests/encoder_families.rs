@@ -1,4 +1,4 @@
-//! The relatives of BERT against sentence-transformers: tiny models of random
+//! BERT and its relatives against sentence-transformers: tiny models of random
 //! weights, two of each architecture, that tools/fixtures/tiny_encoders.py wrote.
 
 use std::fs;
@@ -10,7 +10,9 @@ use sight_models::{
 };
 
 const TOLERANCE: f32 = 1e-5;
-const MODELS: [(&str, Architecture); 8] = [
+const MODELS: [(&str, Architecture); 10] = [
+    ("bert-a", Architecture::Bert),
+    ("bert-b", Architecture::Bert),
     ("distilbert-a", Architecture::DistilBert),
     ("distilbert-b", Architecture::DistilBert),
     ("mpnet-a", Architecture::MpNet),
@@ -86,8 +88,11 @@ fn assert_close(actual: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
 /// A copy of a model that a test may change.
 fn copy(model: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("1_Pooling")).unwrap();
-    for part in ["", "1_Pooling"] {
+    for part in ["", "1_Pooling", "2_Dense", "3_Dense"] {
+        if !fixture(model).join(part).is_dir() {
+            continue;
+        }
+        fs::create_dir_all(folder.path().join(part)).unwrap();
         for entry in fs::read_dir(fixture(model).join(part)).unwrap() {
             let entry = entry.unwrap();
             if entry.file_type().unwrap().is_file() {
@@ -175,6 +180,19 @@ fn checkpoints_load_with_and_without_prefix() {
         let [expected, actual] = [fixture(model), folder.path().to_owned()]
             .map(|directory| embed(&encoder(&directory), &texts, None));
         assert_eq!(actual, expected, "{model}");
+    }
+}
+
+#[test]
+fn a_trace_ends_with_the_embedding() {
+    for (model, _) in MODELS {
+        let encoder = encoder(&fixture(model));
+        let tokens = encoder.tokenize("red shoes", None).unwrap();
+        let trace = encoder.trace(&tokens).unwrap();
+        let embedding = trace["embedding"].to_vec2::<f32>().unwrap();
+        assert_eq!(embedding, encoder.encode(&[&tokens]).unwrap(), "{model}");
+        assert_eq!(trace["layer.0"].dim(0).unwrap(), tokens.len(), "{model}");
+        assert_eq!(trace.contains_key("dense.1"), model == "bert-b");
     }
 }
 

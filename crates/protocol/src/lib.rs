@@ -15,6 +15,7 @@ mod options;
 pub use frame::{Frame, FrameDecoder, FrameError, MAX_FRAME_BYTES, PROTOCOL_VERSION, encode};
 pub use message::{
     Architecture, EmbeddingBatch, ErrorCode, ErrorReply, Limits, ModelInfo, ModelRef, ModelTask,
-    Request, Response, ServerConfig, ServerStatus, embeddings_body, parse_embeddings,
+    PullPhase, PullProgress, PullRequest, PulledModel, Request, Response, ServerConfig,
+    ServerStatus, embeddings_body, parse_embeddings,
 };
 pub use options::{EarlyStopping, GenerationOptions, OptionsError};

@@ -35,6 +35,27 @@ pub enum Request {
     /// Frees a model when its running requests are done; one that is not
     /// loaded is left alone. Answered by [`Response::Done`].
     Unload { model: ModelRef },
+    /// Downloads a model into the hub's cache on the server's host, and looks at
+    /// it as [`Request::Inspect`] does. Answered by [`Response::Pulled`].
+    Pull(PullRequest),
+    /// How far the running downloads are. Answered by [`Response::Pulls`].
+    Pulls,
+}
+
+/// A download from a hub. What is `None` comes from the server's environment, from
+/// the variables of Hugging Face's tools.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullRequest {
+    /// `owner/name` at the hub.
+    pub repository: String,
+    /// A branch, a tag, or the 40 digits of a commit.
+    pub revision: String,
+    /// URL of the hub, in place of HF_ENDPOINT.
+    pub endpoint: Option<String>,
+    /// Directory that holds the cache, in place of HF_HOME.
+    pub home: Option<String>,
+    /// Process that asks, for those who watch the progress.
+    pub requester: u32,
 }
 
 /// A model as the database's administrator registered it.
@@ -69,6 +90,58 @@ pub enum Response {
     Captions(Vec<String>),
     Done,
     Error(ErrorReply),
+    Pulled(PulledModel),
+    Pulls(Vec<PullProgress>),
+}
+
+/// A model in the hub's cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PulledModel {
+    /// Directory with its files.
+    pub directory: String,
+    /// The commit that the files are of.
+    pub commit: String,
+    pub info: ModelInfo,
+}
+
+/// What a download is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PullPhase {
+    /// Asking the hub for the commit and its files.
+    Resolving,
+    /// Another download has the same file in work.
+    Waiting,
+    Downloading,
+    Inspecting,
+}
+
+impl PullPhase {
+    /// Name in SQL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Resolving => "resolving",
+            Self::Waiting => "waiting",
+            Self::Downloading => "downloading",
+            Self::Inspecting => "inspecting",
+        }
+    }
+}
+
+/// How far a download is; the totals are 0 until they are known. Files that are
+/// in the cache already count as done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullProgress {
+    /// Process that asked for it.
+    pub requester: u32,
+    pub repository: String,
+    pub revision: String,
+    pub phase: PullPhase,
+    /// Path in the repository of the file in work.
+    pub file: Option<String>,
+    pub files_done: u32,
+    pub files_total: u32,
+    pub bytes_done: u64,
+    pub bytes_total: u64,
 }
 
 /// Shape of the vectors in the body of [`Response::Embeddings`]: row-major
@@ -99,7 +172,8 @@ pub enum ErrorCode {
     ImageTooLarge,
     /// More text than the limits allow.
     TextTooLarge,
-    /// A generation option has no meaning for this model, or a wrong value.
+    /// A generation option has no meaning for this model, or a wrong value; a
+    /// repository, revision or hub has a name that cannot be one.
     InvalidOption,
     /// What was asked for exists in the interface but not in this release.
     NotSupported,
@@ -119,6 +193,10 @@ pub enum ErrorCode {
     Protocol,
     /// Anything else; a bug.
     Internal,
+    /// A hub refused, failed or cannot be reached, or the cache cannot be written.
+    DownloadFailed,
+    /// The hub may not be asked, and its cache does not hold the model.
+    Offline,
 }
 
 /// What a model does.

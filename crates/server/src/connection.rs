@@ -63,8 +63,9 @@ async fn serve_request(
 ) -> Result<(), Broken> {
     let frame = read_frame(stream, decoder, &service.activity).await?;
     let request = service::decode(&frame).map_err(Broken::Protocol)?;
-    // The supervisor asks for the status of an idle server: no work.
-    let _work = (request != Request::Status).then(|| service.activity.begin());
+    // Looking at an idle server is no work.
+    let looks = matches!(request, Request::Status | Request::Pulls);
+    let _work = (!looks).then(|| service.activity.begin());
     let answer = tokio::select! {
         biased;
         answer = service.answer(request, frame.body) => answer,

@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use sight_hub::{HubError, HubErrorKind};
 use sight_models::{ErrorKind, ModelError};
 use sight_protocol::{ErrorCode, ErrorReply, FrameError, ModelTask};
 
@@ -22,6 +23,19 @@ pub fn at_item(error: ErrorReply, item: usize) -> ErrorReply {
     ErrorReply {
         item: Some(u32::try_from(item).unwrap_or(u32::MAX)),
         ..error
+    }
+}
+
+pub fn from_hub(error: HubError) -> ErrorReply {
+    let code = match error.kind {
+        HubErrorKind::Invalid => ErrorCode::InvalidOption,
+        HubErrorKind::Offline => ErrorCode::Offline,
+        HubErrorKind::Download | HubErrorKind::Storage => ErrorCode::DownloadFailed,
+    };
+    ErrorReply {
+        detail: error.detail,
+        hint: error.hint,
+        ..reply(code, error.message)
     }
 }
 

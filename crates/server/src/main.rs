@@ -14,6 +14,7 @@ mod log;
 mod model_thread;
 mod pipeline;
 mod process;
+mod pulls;
 mod queue;
 mod registry;
 mod service;

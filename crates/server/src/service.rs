@@ -21,6 +21,7 @@ use crate::error;
 use crate::log;
 use crate::model_thread::ModelHandle;
 use crate::pipeline::{Cut, Pipeline};
+use crate::pulls::Pulls;
 use crate::registry::Registry;
 use crate::status;
 
@@ -73,6 +74,7 @@ pub struct Service {
     pub place: Placement,
     pub activity: Arc<Activity>,
     pub models: Arc<Registry<LoadedModel>>,
+    pulls: Pulls,
     /// Bounds of a batch.
     max_tokens: usize,
     max_images: usize,
@@ -92,6 +94,7 @@ impl Service {
             place,
             activity: Arc::new(Activity::new(max_waiting)),
             models: Arc::new(Registry::new()),
+            pulls: Pulls::default(),
             preparing: Arc::new(Semaphore::new(threads)),
         }
     }
@@ -109,7 +112,9 @@ impl Service {
     pub async fn answer(&self, request: Request, body: Bytes) -> Answer {
         let result = match request {
             // Neither work nor refused at the end.
-            Request::Status => self.dispatch(&self.activity.pass(), request, body).await,
+            Request::Status | Request::Pulls => {
+                self.dispatch(&self.activity.pass(), request, body).await
+            }
             _ => self.work_on(request, body).await,
         };
         result.unwrap_or_else(|error| {
@@ -122,6 +127,8 @@ impl Service {
         let ticket = match &request {
             Request::Embed { .. } | Request::Describe { .. } => self.activity.admit(),
             Request::Status
+            | Request::Pulls
+            | Request::Pull(_)
             | Request::Inspect { .. }
             | Request::Load { .. }
             | Request::Unload { .. } => Ok(self.activity.pass()),
@@ -154,6 +161,11 @@ impl Service {
     ) -> Result<Answer, ErrorReply> {
         match request {
             Request::Status => Ok(Response::Status(status::of(self)).into()),
+            Request::Pulls => Ok(Response::Pulls(self.pulls.progress()).into()),
+            Request::Pull(request) => {
+                let pulled = self.pulls.run(request).await?;
+                Ok(Response::Pulled(pulled).into())
+            }
             Request::Inspect { model } => inspect(model).await,
             Request::Load { model } => self.load_ahead(&model).await,
             Request::Unload { model } => {
@@ -311,7 +323,7 @@ async fn inspect(model: ModelRef) -> Result<Answer, ErrorReply> {
     Ok(Response::Model(model_info(summary)).into())
 }
 
-fn model_info(summary: ModelSummary) -> ModelInfo {
+pub fn model_info(summary: ModelSummary) -> ModelInfo {
     ModelInfo {
         task: match summary.task {
             sight_models::Task::Embed => ModelTask::Embed,

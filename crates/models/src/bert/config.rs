@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use crate::activation::Activation;
 use crate::bert::Family;
 use crate::error::ModelError;
 use crate::files::{ModelDirectory, damaged, unsupported};
@@ -22,6 +23,7 @@ pub(crate) struct BertConfig {
     pub(crate) num_hidden_layers: usize,
     pub(crate) num_attention_heads: usize,
     pub(crate) intermediate_size: usize,
+    pub(crate) activation: Activation,
     pub(crate) max_position_embeddings: usize,
     /// Rows of the table of token types; 0 where there is none.
     pub(crate) type_vocab_size: usize,
@@ -133,6 +135,7 @@ impl BertConfig {
 
     fn new(family: Family, file: BertFile) -> Result<Self, ModelError> {
         check_supported(&file)?;
+        let activation = Activation::hidden(&file.hidden_act, FILE, "hidden_act")?;
         let padding = match family {
             Family::Bert | Family::DistilBert => None,
             Family::MpNet => Some(MPNET_PADDING),
@@ -152,6 +155,7 @@ impl BertConfig {
             num_hidden_layers: file.num_hidden_layers,
             num_attention_heads: file.num_attention_heads,
             intermediate_size: file.intermediate_size,
+            activation,
             max_position_embeddings: file.max_position_embeddings,
             type_vocab_size: if family.has_types() {
                 file.type_vocab_size
@@ -211,12 +215,6 @@ impl BertConfig {
 
 /// Refuses what the encoder does not compute.
 fn check_supported(file: &BertFile) -> Result<(), ModelError> {
-    if file.hidden_act != "gelu" {
-        return Err(
-            unsupported(FILE, format!("Its hidden_act is \"{}\".", file.hidden_act))
-                .with_hint("The supported activation is \"gelu\"."),
-        );
-    }
     if let Some(kind) = &file.position_embedding_type
         && kind != "absolute"
     {
@@ -279,7 +277,7 @@ mod tests {
     #[test]
     fn what_is_not_computed_is_refused() {
         let refused: [Change; 3] = [
-            |c| c.hidden_act = "relu".to_owned(),
+            |c| c.hidden_act = "mish".to_owned(),
             |c| c.position_embedding_type = Some("relative_key".to_owned()),
             |c| c.is_decoder = true,
         ];
@@ -288,7 +286,7 @@ mod tests {
             assert_eq!(error.kind, ErrorKind::NotSupported);
         }
         let file = DistilBertFile {
-            activation: "relu".to_owned(),
+            activation: "mish".to_owned(),
             ..DistilBertFile::default()
         };
         let error = BertConfig::new(Family::DistilBert, file.into()).unwrap_err();

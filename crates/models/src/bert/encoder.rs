@@ -3,6 +3,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use crate::activation::Activation;
 use crate::bert::BertConfig;
 use crate::bert::distance::distance_bias;
 use crate::bert::family::LayerNames;
@@ -13,6 +14,7 @@ use crate::linear::Linear;
 use crate::ops::{
     DistanceBias, NormParameters, Packing, add_layer_norm, is_fused, layer_norm, packed_attention,
 };
+use crate::trace::{self, Trace};
 
 /// Embeddings and layers of a model, without its pooler.
 #[derive(Debug)]
@@ -27,6 +29,7 @@ pub(crate) struct BertEncoder {
     distances: Option<DistanceBias>,
     norm: NormParameters,
     layers: Vec<Layer>,
+    activation: Activation,
     heads: usize,
     device: Device,
 }
@@ -146,6 +149,7 @@ impl BertEncoder {
                 place,
             )?,
             layers,
+            activation: config.activation,
             heads: config.num_attention_heads,
             device: place.device.clone(),
         })
@@ -153,18 +157,27 @@ impl BertEncoder {
 
     /// The last hidden state, (tokens, hidden), of sequences behind each other.
     ///
-    /// `ids` are the tokens of all sequences; `lengths` are how many each has.
-    pub(crate) fn forward(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
+    /// `ids` are the tokens of all sequences; `lengths` are how many each has. A
+    /// trace gets `embeddings` and `layer.N`.
+    pub(crate) fn forward(
+        &self,
+        ids: &[u32],
+        lengths: &[usize],
+        mut trace: Option<&mut Trace>,
+    ) -> Result<Tensor> {
         let packing = Packing::new(
             lengths,
             self.heads,
             self.distances.as_ref(),
             is_fused(&self.words),
         )?;
-        let embedded = self.embed(ids, lengths)?;
-        self.layers
-            .iter()
-            .try_fold(embedded, |x, layer| layer.forward(&x, &packing))
+        let mut x = self.embed(ids, lengths)?;
+        trace::add(&mut trace, || "embeddings", &x);
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, &packing, self.activation)?;
+            trace::add(&mut trace, || format!("layer.{index}"), &x);
+        }
+        Ok(x)
     }
 
     /// What the first layer gets, (tokens, hidden).
@@ -272,12 +285,12 @@ impl<'a> LayerSource<'a> {
 }
 
 impl Layer {
-    fn forward(&self, x: &Tensor, packing: &Packing<'_>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, packing: &Packing<'_>, activation: Activation) -> Result<Tensor> {
         let qkv = self.qkv.product(x)?;
         let attended = packed_attention(&qkv, self.qkv.bias(), packing)?;
         let projected = self.attention_output.product(&attended)?;
         let x = add_layer_norm(projected, x, &self.attention_norm)?;
-        let inner = self.intermediate.forward_gelu(&x)?;
+        let inner = self.intermediate.forward_activated(&x, activation)?;
         add_layer_norm(self.output.product(&inner)?, &x, &self.output_norm)
     }
 }

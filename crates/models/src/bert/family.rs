@@ -70,7 +70,8 @@ impl Family {
     }
 
     /// What the names of a checkpoint begin with: checkpoints of the bare model
-    /// have plain names, those of models with heads the name of the model before.
+    /// have plain names, those of models with heads the name of the model before,
+    /// and those of wrappers "model".
     pub(super) fn prefix(self, checkpoint: &Checkpoint) -> &'static str {
         let prefix = match self {
             Self::Bert => "bert.",
@@ -78,11 +79,11 @@ impl Family {
             Self::MpNet => "mpnet.",
             Self::Roberta => "roberta.",
         };
-        if checkpoint.contains(&format!("{prefix}embeddings.word_embeddings.weight")) {
-            prefix
-        } else {
-            ""
-        }
+        let words = |prefix: &str| format!("{prefix}embeddings.word_embeddings.weight");
+        let mut prefixes = [prefix, "model."].into_iter();
+        prefixes
+            .find(|prefix| checkpoint.contains(&words(prefix)))
+            .unwrap_or_default()
     }
 
     /// Whether tokens have types, of which texts use the first.

@@ -1,5 +1,7 @@
 //! Captions of pictures by BLIP.
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Tensor};
 use tokenizers::Tokenizer;
 
@@ -17,6 +19,7 @@ use crate::generation::{
 use crate::image::{ImageLimits, ImageProcessor, Pixels};
 use crate::ops::HistoryTable;
 use crate::tokenizer;
+use crate::trace::Trace;
 
 /// What follows from the configuration files, before any weight is read.
 #[derive(Debug)]
@@ -60,13 +63,8 @@ impl CaptionerPlan {
     }
 
     pub(crate) fn specs(&self, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
-        let width = self.config.vision_config.hidden_size;
         let mut specs = VisionTower::specs(&self.config.vision_config);
-        specs.extend(TextDecoder::specs(
-            &self.config.text_config,
-            width,
-            checkpoint,
-        ));
+        specs.extend(TextDecoder::specs(&self.config, checkpoint));
         specs
     }
 }
@@ -125,10 +123,9 @@ impl Captioner {
         checkpoint: &Checkpoint,
         place: &Placement,
     ) -> Result<Self, ModelError> {
-        let (vision, text) = (&plan.config.vision_config, &plan.config.text_config);
         Ok(Self {
-            vision: VisionTower::read(vision, checkpoint, place)?,
-            text: TextDecoder::read(text, vision.hidden_size, checkpoint, place)?,
+            vision: VisionTower::read(&plan.config.vision_config, checkpoint, place)?,
+            text: TextDecoder::read(&plan.config, checkpoint, place)?,
             place: place.clone(),
             plan,
         })
@@ -173,6 +170,48 @@ impl Captioner {
     /// Runs the vision tower, and computes the keys and values of the decoder's
     /// attention to it: once for a picture, whatever is asked about it.
     pub fn encode_images(&self, batch: &[&Pixels]) -> Result<EncodedImages, ModelError> {
+        self.encode(batch, None)
+    }
+
+    /// What is computed for one picture and these tokens of its caption, the first
+    /// of all included: `vision.embeddings`, `vision.layer.N`, `vision.output`,
+    /// `text.embeddings`, `text.layer.N` (vectors, width) and `text.logits` (tokens,
+    /// vocabulary). For comparing models with another implementation of them.
+    ///
+    /// Errors: [`ErrorKind::InvalidOption`] for no tokens, too many, or one that the
+    /// vocabulary does not have.
+    pub fn trace(
+        &self,
+        pixels: &Pixels,
+        ids: &[u32],
+    ) -> Result<BTreeMap<String, Tensor>, ModelError> {
+        let text = &self.plan.config.text_config;
+        let unknown = ids.iter().any(|id| *id as usize >= text.vocab_size);
+        if unknown || ids.is_empty() || ids.len() > text.max_position_embeddings {
+            return Err(
+                ModelError::new(ErrorKind::InvalidOption, "invalid tokens of a caption")
+                    .with_detail(format!(
+                        "They must be 1 to {} ids below {}.",
+                        text.max_position_embeddings, text.vocab_size
+                    )),
+            );
+        }
+        let mut trace = Trace::default();
+        let images = self.encode(&[pixels], Some(&mut trace))?;
+        let mut decoder = BlipDecoder::new(self, &images, ids, 1, ids.len())?;
+        decoder.begin();
+        for id in ids {
+            let hidden = decoder.advance(&[*id], Some(&mut trace))?;
+            trace.add("text.logits", &compute(|| self.text.logits(&hidden))?);
+        }
+        Ok(trace.into_tensors()?)
+    }
+
+    fn encode(
+        &self,
+        batch: &[&Pixels],
+        trace: Option<&mut Trace>,
+    ) -> Result<EncodedImages, ModelError> {
         if batch.is_empty() {
             return Ok(EncodedImages {
                 count: 0,
@@ -187,7 +226,10 @@ impl Captioner {
         let shape = (batch.len(), 3, side, side);
         let pixels =
             Tensor::from_vec(values, shape, &self.place.device)?.to_dtype(self.place.dtype)?;
-        let layers = compute(|| self.text.picture_keys(&self.vision.forward(&pixels)?))?;
+        let layers = compute(|| {
+            self.text
+                .picture_keys(&self.vision.forward(&pixels, trace)?)
+        })?;
         Ok(EncodedImages {
             count: batch.len(),
             layers,
@@ -221,15 +263,7 @@ impl Captioner {
             cancelled,
         };
         let width = images.count * config.num_beams;
-        let mut decoder = BlipDecoder {
-            captioner: self,
-            images,
-            prompt: &prompt.ids,
-            cache: self.text.cache(width * lengths.max)?,
-            width,
-            position: 0,
-            rows: Vec::new(),
-        };
+        let mut decoder = BlipDecoder::new(self, images, &prompt.ids, width, lengths.max)?;
         generate(&mut decoder, &request)?
             .into_iter()
             .map(|ids| ids.map(|ids| self.caption(ids)).transpose())
@@ -263,9 +297,37 @@ struct Row {
     history: Vec<u32>,
 }
 
-impl BlipDecoder<'_> {
+impl<'a> BlipDecoder<'a> {
+    /// For sequences of up to `positions` tokens, up to `width` of them.
+    fn new(
+        captioner: &'a Captioner,
+        images: &'a EncodedImages,
+        prompt: &'a [u32],
+        width: usize,
+        positions: usize,
+    ) -> Result<Self, ModelError> {
+        Ok(Self {
+            captioner,
+            images,
+            prompt,
+            cache: captioner.text.cache(width * positions)?,
+            width,
+            position: 0,
+            rows: Vec::new(),
+        })
+    }
+
+    /// Makes a row for each picture, without tokens.
+    fn begin(&mut self) {
+        let row = |image| Row {
+            image,
+            history: Vec::new(),
+        };
+        self.rows = (0..self.images.count).map(row).collect();
+    }
+
     /// Computes one token for each row; the result is (rows, hidden).
-    fn advance(&mut self, tokens: &[u32]) -> Result<Tensor, ModelError> {
+    fn advance(&mut self, tokens: &[u32], trace: Option<&mut Trace>) -> Result<Tensor, ModelError> {
         let cache_row = self.position * self.width;
         let patches = self.captioner.plan.config.vision_config.positions();
         let mut history = HistoryTable::default();
@@ -286,7 +348,7 @@ impl BlipDecoder<'_> {
         self.position += 1;
         let text = &self.captioner.text;
         Ok(compute(|| {
-            text.step(&step, &self.cache, &self.images.layers)
+            text.step(&step, &self.cache, &self.images.layers, trace)
         })?)
     }
 
@@ -302,15 +364,10 @@ impl Decoder for BlipDecoder<'_> {
     }
 
     fn prompt(&mut self) -> Result<Vec<f32>, ModelError> {
-        self.rows = (0..self.images.count)
-            .map(|image| Row {
-                image,
-                history: Vec::new(),
-            })
-            .collect();
+        self.begin();
         let mut hidden = None;
         for token in self.prompt {
-            hidden = Some(self.advance(&vec![*token; self.images.count])?);
+            hidden = Some(self.advance(&vec![*token; self.images.count], None)?);
         }
         let hidden = hidden.ok_or_else(|| {
             ModelError::new(ErrorKind::Internal, "a generation needs a first token")
@@ -324,7 +381,7 @@ impl Decoder for BlipDecoder<'_> {
             .map(|row| self.rows[row.parent].clone())
             .collect();
         let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
-        let hidden = self.advance(&tokens)?;
+        let hidden = self.advance(&tokens, None)?;
         self.scores(&hidden)
     }
 }

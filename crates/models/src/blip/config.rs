@@ -2,9 +2,10 @@
 
 use serde::Deserialize;
 
+use crate::activation::Activation;
 use crate::bert::{check_heads, check_positive};
 use crate::error::ModelError;
-use crate::files::{damaged, unsupported};
+use crate::files::damaged;
 
 const FILE: &str = "config.json";
 
@@ -15,7 +16,7 @@ pub(crate) struct BlipConfig {
     pub(crate) text_config: TextConfig,
     #[serde(default)]
     pub(crate) vision_config: VisionConfig,
-    /// Whether the output layer has the weight of the word embeddings.
+    /// See [`BlipConfig::ties_words`].
     tie_word_embeddings: Option<bool>,
 }
 
@@ -32,6 +33,7 @@ pub(crate) struct TextConfig {
     pub(crate) layer_norm_eps: f64,
     pub(crate) bos_token_id: u32,
     pub(crate) sep_token_id: u32,
+    tie_word_embeddings: bool,
 }
 
 impl Default for TextConfig {
@@ -47,6 +49,7 @@ impl Default for TextConfig {
             layer_norm_eps: 1e-12,
             bos_token_id: 30522,
             sep_token_id: 102,
+            tie_word_embeddings: true,
         }
     }
 }
@@ -79,7 +82,17 @@ impl Default for VisionConfig {
     }
 }
 
+impl TextConfig {
+    pub(crate) fn activation(&self) -> Result<Activation, ModelError> {
+        Activation::hidden(&self.hidden_act, FILE, "text_config.hidden_act")
+    }
+}
+
 impl VisionConfig {
+    pub(crate) fn activation(&self) -> Result<Activation, ModelError> {
+        Activation::hidden(&self.hidden_act, FILE, "vision_config.hidden_act")
+    }
+
     /// Patches along one side.
     pub(crate) fn grid(&self) -> usize {
         self.image_size / self.patch_size
@@ -92,24 +105,17 @@ impl VisionConfig {
 }
 
 impl BlipConfig {
+    /// Whether the output layer may have the weight of the word embeddings. Either
+    /// of the two settings is enough for that, as in transformers.
+    pub(crate) fn ties_words(&self) -> bool {
+        self.tie_word_embeddings.unwrap_or(true) || self.text_config.tie_word_embeddings
+    }
+
     /// Refuses what is not computed, and sizes that contradict each other.
     pub(crate) fn check(&self) -> Result<(), ModelError> {
         let (text, vision) = (&self.text_config, &self.vision_config);
-        if self.tie_word_embeddings == Some(false) {
-            return Err(unsupported(FILE, "Its tie_word_embeddings is false."));
-        }
-        for (part, activation) in [
-            ("text_config", &text.hidden_act),
-            ("vision_config", &vision.hidden_act),
-        ] {
-            if activation != "gelu" {
-                return Err(unsupported(
-                    FILE,
-                    format!("The hidden_act of its {part} is \"{activation}\"."),
-                )
-                .with_hint("The supported activation is \"gelu\"."));
-            }
-        }
+        text.activation()?;
+        vision.activation()?;
         check_heads(text.hidden_size, text.num_attention_heads, FILE)?;
         check_heads(vision.hidden_size, vision.num_attention_heads, FILE)?;
         check_positive(
@@ -183,7 +189,7 @@ mod tests {
             assert!(error.detail.unwrap().contains(name), "{json}");
         }
         let config: BlipConfig =
-            serde_json::from_str(r#"{"vision_config": {"hidden_act": "relu"}}"#).unwrap();
+            serde_json::from_str(r#"{"vision_config": {"hidden_act": "mish"}}"#).unwrap();
         assert_eq!(config.check().unwrap_err().kind, ErrorKind::NotSupported);
     }
 }

@@ -3,25 +3,31 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::activation::Activation;
 use crate::bert::{norm_specs, read_norm};
-use crate::blip::config::TextConfig;
+use crate::blip::config::{BlipConfig, TextConfig};
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
 use crate::linear::Linear;
 use crate::ops::{HistoryTable, NormParameters, add_layer_norm, cached_attention, layer_norm};
+use crate::trace::{self, Trace};
 
 const PREFIX: &str = "text_decoder";
 
 #[derive(Debug)]
 pub(crate) struct TextDecoder {
     config: TextConfig,
+    activation: Activation,
+    /// (vocabulary, hidden), where the output layer has a weight of its own.
+    words: Option<Tensor>,
     positions: Tensor,
     norm: NormParameters,
     layers: Vec<Layer>,
     transform: Linear,
     transform_norm: NormParameters,
-    /// Its weight is that of the word embeddings, for which it serves too.
+    /// Unless there are `words`, its weight is that of the word embeddings, for
+    /// which it serves too.
     output: Linear,
     place: Placement,
 }
@@ -62,24 +68,29 @@ pub(crate) struct Step<'a> {
     pub(crate) pictures: &'a HistoryTable,
 }
 
-/// The bias of the output layer has had two names.
-fn output_bias(checkpoint: &Checkpoint) -> &'static str {
-    if checkpoint.contains("text_decoder.cls.predictions.bias") {
-        "text_decoder.cls.predictions.bias"
+const OUTPUT_WEIGHT: &str = "text_decoder.cls.predictions.decoder.weight";
+const OUTPUT_BIAS: &str = "text_decoder.cls.predictions.decoder.bias";
+/// Another name of the bias: where both are stored, transformers uses the former.
+const TIED_BIAS: &str = "text_decoder.cls.predictions.bias";
+
+/// The tensors of the output layer that are looked for: the weight, unless the
+/// word embeddings are meant, and the bias.
+fn output_names(ties_words: bool, checkpoint: &Checkpoint) -> (Option<&'static str>, &'static str) {
+    let stored = |name| !ties_words || checkpoint.contains(name);
+    let bias = if stored(OUTPUT_BIAS) {
+        OUTPUT_BIAS
     } else {
-        "text_decoder.cls.predictions.decoder.bias"
-    }
+        TIED_BIAS
+    };
+    (stored(OUTPUT_WEIGHT).then_some(OUTPUT_WEIGHT), bias)
 }
 
 impl TextDecoder {
-    /// All tensors that [`TextDecoder::read`] reads; `vision` is the width of the
-    /// vision tower.
-    pub(crate) fn specs(
-        config: &TextConfig,
-        vision: usize,
-        checkpoint: &Checkpoint,
-    ) -> Vec<TensorSpec> {
+    /// All tensors that [`TextDecoder::read`] reads.
+    pub(crate) fn specs(whole: &BlipConfig, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
+        let (config, vision) = (&whole.text_config, whole.vision_config.hidden_size);
         let hidden = config.hidden_size;
+        let (weight, bias) = output_names(whole.ties_words(), checkpoint);
         let embeddings = format!("{PREFIX}.bert.embeddings");
         let transform = format!("{PREFIX}.cls.predictions.transform");
         let mut specs = vec![
@@ -91,8 +102,9 @@ impl TextDecoder {
                 format!("{embeddings}.position_embeddings.weight"),
                 [config.max_position_embeddings, hidden],
             ),
-            TensorSpec::new(output_bias(checkpoint), [config.vocab_size]),
+            TensorSpec::new(bias, [config.vocab_size]),
         ];
+        specs.extend(weight.map(|weight| TensorSpec::new(weight, [config.vocab_size, hidden])));
         specs.extend(norm_specs(&format!("{embeddings}.LayerNorm"), hidden));
         specs.extend(Linear::specs(&format!("{transform}.dense"), hidden, hidden));
         specs.extend(norm_specs(&format!("{transform}.LayerNorm"), hidden));
@@ -103,11 +115,11 @@ impl TextDecoder {
     }
 
     pub(crate) fn read(
-        config: &TextConfig,
-        vision: usize,
+        whole: &BlipConfig,
         checkpoint: &Checkpoint,
         place: &Placement,
     ) -> std::result::Result<Self, ModelError> {
+        let (config, vision) = (&whole.text_config, whole.vision_config.hidden_size);
         let (hidden, epsilon) = (config.hidden_size, config.layer_norm_eps);
         let embeddings = format!("{PREFIX}.bert.embeddings");
         let transform = format!("{PREFIX}.cls.predictions.transform");
@@ -120,14 +132,16 @@ impl TextDecoder {
             read_norm(checkpoint, &name, None, hidden, epsilon, place)
         };
         let words = table("word_embeddings", config.vocab_size)?;
-        let bias = checkpoint.read(output_bias(checkpoint), &[config.vocab_size], place)?;
+        let (output, own_output) = read_output(whole, &words, checkpoint, place)?;
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::read(config, vision, checkpoint, &Layer::name(index), place))
             .collect::<std::result::Result<_, _>>()?;
         let dense = format!("{transform}.dense");
         Ok(Self {
             config: config.clone(),
-            output: Linear::new(&words, bias)?,
+            activation: config.activation()?,
+            words: own_output.then_some(words),
+            output,
             place: place.clone(),
             positions: table("position_embeddings", config.max_position_embeddings)?,
             norm: norm(&embeddings)?,
@@ -167,28 +181,60 @@ impl TextDecoder {
             .collect()
     }
 
-    /// Computes one position; the result is the hidden state, (tokens, hidden).
+    /// Computes one position; the result is the hidden state, (tokens, hidden). A
+    /// trace gets `text.embeddings` and `text.layer.N`.
     pub(crate) fn step(
         &self,
         step: &Step<'_>,
         cache: &[KeysAndValues],
         pictures: &[KeysAndValues],
+        mut trace: Option<&mut Trace>,
     ) -> Result<Tensor> {
-        let words = self.output.rows(step.tokens)?;
+        let words = match &self.words {
+            Some(words) => words.index_select(&Tensor::new(step.tokens, words.device())?, 0)?,
+            None => self.output.rows(step.tokens)?,
+        };
         let x = words.broadcast_add(&self.positions.narrow(0, step.position, 1)?)?;
         let mut x = layer_norm(&x, &self.norm)?;
-        let heads = self.config.num_attention_heads;
-        for ((layer, cache), picture) in self.layers.iter().zip(cache).zip(pictures) {
-            x = layer.forward(&x, step, heads, cache, picture)?;
+        trace::add(&mut trace, || "text.embeddings", &x);
+        let layers = self.layers.iter().zip(cache).zip(pictures);
+        for (index, ((layer, cache), picture)) in layers.enumerate() {
+            x = layer.forward(&x, step, self, cache, picture)?;
+            trace::add(&mut trace, || format!("text.layer.{index}"), &x);
         }
         Ok(x)
     }
 
     /// Scores of all tokens of the vocabulary, (tokens, vocabulary).
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let x = self.transform.forward_gelu(hidden)?;
+        let x = self.transform.forward_activated(hidden, self.activation)?;
         self.output.forward(&layer_norm(&x, &self.transform_norm)?)
     }
+}
+
+/// The output layer, and whether it has a weight of its own. transformers ties it
+/// to the word embeddings unless a checkpoint has both and they differ.
+fn read_output(
+    config: &BlipConfig,
+    words: &Tensor,
+    checkpoint: &Checkpoint,
+    place: &Placement,
+) -> std::result::Result<(Linear, bool), ModelError> {
+    let (name, bias) = output_names(config.ties_words(), checkpoint);
+    let (vocabulary, hidden) = words.dims2()?;
+    let bias = checkpoint.read(bias, &[vocabulary], place)?;
+    let weight = name
+        .map(|name| checkpoint.read(name, &[vocabulary, hidden], place))
+        .transpose()?;
+    let own = match &weight {
+        Some(_) if !config.ties_words() => weight,
+        Some(weight) if weight.ne(words)?.flatten_all()?.max(0)?.to_scalar::<u8>()? > 0 => {
+            Some(weight.clone())
+        }
+        _ => None,
+    };
+    let output = Linear::new(own.as_ref().unwrap_or(words), bias)?;
+    Ok((output, own.is_some()))
 }
 
 impl Layer {
@@ -279,11 +325,11 @@ impl Layer {
         &self,
         x: &Tensor,
         step: &Step<'_>,
-        heads: usize,
+        decoder: &TextDecoder,
         cache: &KeysAndValues,
         picture: &KeysAndValues,
     ) -> Result<Tensor> {
-        let hidden = x.dim(1)?;
+        let (hidden, heads) = (x.dim(1)?, decoder.config.num_attention_heads);
         let qkv = self.qkv.forward(x)?;
         let part = |index: usize| qkv.narrow(1, index * hidden, hidden)?.contiguous();
         cache.keys.slice_set(&part(1)?, 0, step.cache_row)?;
@@ -295,7 +341,9 @@ impl Layer {
         let attended =
             cached_attention(&query, &picture.keys, &picture.values, step.pictures, heads)?;
         let x = add_layer_norm(self.cross_output.product(&attended)?, &x, &self.cross_norm)?;
-        let inner = self.intermediate.forward_gelu(&x)?;
+        let inner = self
+            .intermediate
+            .forward_activated(&x, decoder.activation)?;
         add_layer_norm(self.output.product(&inner)?, &x, &self.output_norm)
     }
 }

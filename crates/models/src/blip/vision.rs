@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::activation::Activation;
 use crate::bert::{norm_specs, read_norm};
 use crate::blip::config::VisionConfig;
 use crate::checkpoint::{Checkpoint, TensorSpec};
@@ -9,6 +10,7 @@ use crate::device::Placement;
 use crate::error::ModelError;
 use crate::linear::Linear;
 use crate::ops::{NormParameters, Packing, is_fused, layer_norm, packed_attention};
+use crate::trace::{self, Trace};
 
 const CHANNELS: usize = 3;
 const PREFIX: &str = "vision_model";
@@ -16,6 +18,7 @@ const PREFIX: &str = "vision_model";
 #[derive(Debug)]
 pub(crate) struct VisionTower {
     config: VisionConfig,
+    activation: Activation,
     /// The convolution over whole patches, as a linear layer of their samples.
     patches: Linear,
     /// (1, hidden): class token with its position.
@@ -82,6 +85,7 @@ impl VisionTower {
         let norm = format!("{PREFIX}.post_layernorm");
         Ok(Self {
             config: config.clone(),
+            activation: config.activation()?,
             patches: Linear::new(&weight, bias)?,
             class: (class + positions.narrow(0, 0, 1)?)?,
             positions: positions.narrow(0, 1, count - 1)?,
@@ -98,18 +102,23 @@ impl VisionTower {
     }
 
     /// (batch, 3, side, side) to (batch * positions, hidden): the vectors of each
-    /// picture behind each other, the class token first.
-    pub(crate) fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+    /// picture behind each other, the class token first. A trace gets
+    /// `vision.embeddings`, `vision.layer.N` and `vision.output`.
+    pub(crate) fn forward(&self, pixels: &Tensor, mut trace: Option<&mut Trace>) -> Result<Tensor> {
         let batch = pixels.dim(0)?;
         let hidden = self.config.hidden_size;
         let mut x = self.embed(pixels)?;
         let lengths = vec![self.config.positions(); batch];
         let heads = self.config.num_attention_heads;
         let packing = Packing::new(&lengths, heads, None, is_fused(pixels))?;
-        for layer in &self.layers {
-            x = layer.forward(&x, &packing)?;
+        trace::add(&mut trace, || "vision.embeddings", &x);
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, &packing, self.activation)?;
+            trace::add(&mut trace, || format!("vision.layer.{index}"), &x);
         }
-        layer_norm(&x, &self.norm)?.reshape((batch * self.config.positions(), hidden))
+        let x = layer_norm(&x, &self.norm)?.reshape((batch * self.config.positions(), hidden))?;
+        trace::add(&mut trace, || "vision.output", &x);
+        Ok(x)
     }
 
     fn embed(&self, pixels: &Tensor) -> Result<Tensor> {
@@ -188,13 +197,13 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, packing: &Packing<'_>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, packing: &Packing<'_>, activation: Activation) -> Result<Tensor> {
         let normed = layer_norm(x, &self.attention_norm)?;
         let qkv = self.qkv.product(&normed)?;
         let attended = packed_attention(&qkv, self.qkv.bias(), packing)?;
         let x = (x + self.projection.forward(&attended)?)?;
         let normed = layer_norm(&x, &self.inner_norm)?;
-        let inner = self.first.forward_gelu(&normed)?;
+        let inner = self.first.forward_activated(&normed, activation)?;
         &x + self.second.forward(&inner)?
     }
 }

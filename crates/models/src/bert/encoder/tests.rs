@@ -11,7 +11,9 @@ use super::*;
 use crate::bert::Family;
 use crate::files::ModelDirectory;
 
-const MODELS: [(&str, Family); 8] = [
+const MODELS: [(&str, Family); 10] = [
+    ("bert-a", Family::Bert),
+    ("bert-b", Family::Bert),
     ("distilbert-a", Family::DistilBert),
     ("distilbert-b", Family::DistilBert),
     ("mpnet-a", Family::MpNet),
@@ -49,14 +51,14 @@ fn encoder(model: &str, family: Family) -> BertEncoder {
 
 /// What [`BertEncoder::forward`] computes on its way.
 fn hidden_states(encoder: &BertEncoder, ids: &[u32], lengths: &[usize]) -> Vec<Tensor> {
-    let distances = encoder.distances.as_ref();
-    let packing = Packing::new(lengths, encoder.heads, distances, true).unwrap();
-    let mut states = vec![encoder.embed(ids, lengths).unwrap()];
-    for layer in &encoder.layers {
-        let state = layer.forward(states.last().unwrap(), &packing).unwrap();
-        states.push(state);
-    }
-    states
+    let mut trace = Trace::default();
+    encoder.forward(ids, lengths, Some(&mut trace)).unwrap();
+    let mut states = trace.into_tensors().unwrap();
+    let layers = (0..encoder.layers.len()).map(|index| format!("layer.{index}"));
+    let states = std::iter::once("embeddings".to_owned())
+        .chain(layers)
+        .map(|name| states.remove(&name).expect("it is traced"));
+    states.collect()
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> f32 {
@@ -97,7 +99,9 @@ fn a_packed_batch_gives_what_single_texts_give() {
         // With the long text all attention is computed plainly, without it fused.
         for count in [texts.len(), texts.len() - 1] {
             let lengths: Vec<usize> = texts[..count].iter().map(Vec::len).collect();
-            let batch = encoder.forward(&texts[..count].concat(), &lengths).unwrap();
+            let batch = encoder
+                .forward(&texts[..count].concat(), &lengths, None)
+                .unwrap();
             let mut start = 0;
             for (text, length) in lengths.iter().enumerate() {
                 let state = batch.narrow(0, start, *length).unwrap();
