@@ -20,6 +20,7 @@ use ivf_store::Meta;
 use pgrx::{pg_guard, pg_sys};
 
 use super::options;
+use super::probes::Probes;
 use super::report::OrRaise;
 use super::storage::RelationStore;
 
@@ -55,12 +56,11 @@ pub(super) unsafe extern "C-unwind" fn amcostestimate(
             }
             return;
         }
-        let lists = count_lists(info.indexoid);
-        let nprobe = options::nprobe(lists);
-        let share = f64::from(nprobe) / f64::from(lists);
-        let most = f64::from(options::max_probes(lists)) / f64::from(lists);
+        let (lists, probes) = lists_and_probes(info.indexoid);
+        let share = f64::from(probes.first) / f64::from(lists);
+        let most = most_of_index(info, f64::from(probes.most) / f64::from(lists), share);
 
-        let start = cost_of_lists(info, f64::from(nprobe), share);
+        let start = cost_of_lists(info, f64::from(probes.first), share);
         let ranking = f64::from(lists) * pg_sys::cpu_operator_cost;
         *startup_cost = ranking + start;
         *total_cost = ranking + start * most / share;
@@ -91,17 +91,24 @@ unsafe fn cost_of_lists(info: &pg_sys::IndexOptInfo, nprobe: f64, share: f64) ->
         + rows * (operator_cost + tuple_cost)
 }
 
-/// How many lists an index has.
+/// The share of the index that a scan reads at most, which `max_scan_tuples` bounds too.
+fn most_of_index(info: &pg_sys::IndexOptInfo, most: f64, first: f64) -> f64 {
+    let bound = options::max_scan_tuples().map_or(1.0, |rows| rows as f64 / info.tuples.max(1.0));
+    most.min(bound).max(first)
+}
+
+/// How many lists an index has, and how many a scan reads.
 ///
 /// # Safety
 /// The planner must hold a lock on the index.
-unsafe fn count_lists(index: pg_sys::Oid) -> u32 {
+unsafe fn lists_and_probes(index: pg_sys::Oid) -> (u32, Probes) {
     // SAFETY: the planner has the index locked, so no further lock is needed.
     unsafe {
         let relation = pg_sys::index_open(index, pg_sys::NoLock as pg_sys::LOCKMODE);
         let store = RelationStore::open(relation);
-        let lists = Meta::read(&store).or_raise(relation).lists;
+        let meta = Meta::read(&store).or_raise(relation);
+        let probes = Probes::choose(relation, &store, &meta).or_raise(relation);
         pg_sys::index_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
-        lists
+        (meta.lists, probes)
     }
 }

@@ -1,4 +1,3 @@
-use faiss_ivf::Codec;
 use ivf_store::{Meta, Tid, insert};
 use pgrx::{pg_guard, pg_sys};
 
@@ -33,8 +32,8 @@ pub(super) unsafe extern "C-unwind" fn aminsert(
             return false;
         }
         let mut code = vec![0; meta.layout().code_size()];
-        Codec::Flat
-            .encode(vector.len(), &vector, &mut code)
+        opclass
+            .encode(meta.dimensions as usize, &mut vector, &mut code)
             .or_raise(index);
         let list = cache::with_lists(index, &store, &meta, |lists| {
             lists.nearest(index, opclass.metric(), &vector)

@@ -7,19 +7,27 @@
 //! `handler` maps PostgreSQL's callbacks to the files here; `storage` is the
 //! only one that touches buffers; `docs/disk-format.md` has the pages.
 
+mod admin;
 mod build;
 mod cache;
 mod cost;
+#[cfg(feature = "pg18")]
+mod explain;
 mod handler;
 mod insert;
 mod opclass;
 mod options;
+mod probes;
+mod random;
+mod recall;
 mod report;
 mod scan;
+mod statistics;
 mod storage;
 mod vacuum;
 mod validate;
 mod vector;
+mod work;
 
 use pgrx::PgSqlErrorCode;
 
@@ -30,7 +38,22 @@ pgrx::extension_sql_file!(
         handler::faiss_ivf_handler,
         opclass::faiss_ivf_vector_l2,
         opclass::faiss_ivf_vector_ip,
-        opclass::faiss_ivf_vector_cosine
+        opclass::faiss_ivf_vector_cosine,
+        opclass::faiss_ivf_halfvec_l2,
+        opclass::faiss_ivf_halfvec_ip,
+        opclass::faiss_ivf_halfvec_cosine
+    ]
+);
+
+pgrx::extension_sql_file!(
+    "../../sql/recall.sql",
+    name = "recall",
+    requires = [
+        "index",
+        admin::sight_index_calibrate,
+        admin::sight_index_prewarm,
+        statistics::sight_index_stats,
+        work::sight_index_last_scan
     ]
 );
 
@@ -49,4 +72,6 @@ pub(crate) fn init() {
         .raise();
     }
     options::define();
+    #[cfg(feature = "pg18")]
+    explain::init();
 }

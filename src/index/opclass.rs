@@ -2,7 +2,7 @@
 //! operator class has one support function, which returns its [`OpClass`];
 //! everything else asks that descriptor instead of looking up types.
 
-use faiss_ivf::Metric;
+use faiss_ivf::{Codec, FaissError, Metric};
 use ivf_store::{Distance, Element};
 use pgrx::{Internal, PgSqlErrorCode, pg_extern, pg_sys};
 
@@ -33,6 +33,15 @@ impl OpClass {
             element: Element::Float32,
             max_dimensions: 2000,
             read: vector::read_vector,
+        }
+    }
+
+    const fn halfvec(distance: Distance) -> Self {
+        Self {
+            distance,
+            element: Element::Float16,
+            max_dimensions: 4000,
+            read: vector::read_halfvec,
         }
     }
 
@@ -75,16 +84,69 @@ impl OpClass {
         }
     }
 
-    /// Appends the components of a datum to `out` as they are stored. Returns
-    /// false and appends nothing for a vector that is not indexed: a zero
-    /// vector has no cosine.
+    /// How vectors are stored.
+    pub fn codec(&self) -> Codec {
+        match (self.element, self.distance) {
+            (Element::Float32, _) => Codec::Flat,
+            (Element::Float16, Distance::Cosine) => Codec::NormedHalf,
+            (Element::Float16, _) => Codec::Half,
+        }
+    }
+
+    /// Encodes vectors `(n, dimensions)` that were read, and makes of them what
+    /// centroids are compared with.
+    pub fn encode(
+        &self,
+        dimensions: usize,
+        vectors: &mut [f32],
+        codes: &mut [u8],
+    ) -> Result<(), FaissError> {
+        // Of 32-bit floats the direction is stored; 16 bits could not hold it, so
+        // that the code has the vector and its length.
+        if self.codec() == Codec::Flat {
+            self.make_comparable(dimensions, vectors)?;
+        }
+        self.codec().encode(dimensions, vectors, codes)?;
+        self.make_comparable(dimensions, vectors)
+    }
+
+    /// Makes of vectors `(n, dimensions)` that were read what centroids and codes are
+    /// compared with: directions, for the cosine.
+    pub fn make_comparable(
+        &self,
+        dimensions: usize,
+        vectors: &mut [f32],
+    ) -> Result<(), FaissError> {
+        match self.distance {
+            Distance::Cosine => faiss_ivf::normalize(dimensions, vectors),
+            Distance::L2 | Distance::InnerProduct => Ok(()),
+        }
+    }
+
+    /// Appends the components of a datum to `out`. Returns false and appends nothing
+    /// for a vector that is not indexed: a zero vector has no cosine.
     ///
     /// # Safety
     /// `datum` must be a value of the indexed type that is not NULL.
     pub unsafe fn read(&self, datum: pg_sys::Datum, dimensions: u32, out: &mut Vec<f32>) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.read_with(self.read, datum, dimensions, out) }
+    }
+
+    /// As [`Self::read`], for a datum of the type that `read` reads.
+    ///
+    /// # Safety
+    /// `datum` must be a value of that type that is not NULL.
+    pub unsafe fn read_with(
+        &self,
+        read: unsafe fn(pg_sys::Datum, &mut Vec<f32>),
+        datum: pg_sys::Datum,
+        dimensions: u32,
+        out: &mut Vec<f32>,
+    ) -> bool {
         let begin = out.len();
         // SAFETY: the caller's promise.
-        unsafe { (self.read)(datum, out) };
+        unsafe { read(datum, out) };
         let found = out.len() - begin;
         if found != dimensions as usize {
             Report::new(
@@ -96,19 +158,20 @@ impl OpClass {
         if self.distance != Distance::Cosine {
             return true;
         }
-        let components = &mut out[begin..];
-        if components.iter().all(|&component| component == 0.0) {
+        let is_zero = out[begin..].iter().all(|&component| component == 0.0);
+        if is_zero {
             out.truncate(begin);
-            return false;
         }
-        // The length is that of one vector, so this cannot fail.
-        faiss_ivf::normalize(found, components).is_ok()
+        !is_zero
     }
 }
 
 static VECTOR_L2: OpClass = OpClass::vector(Distance::L2);
 static VECTOR_IP: OpClass = OpClass::vector(Distance::InnerProduct);
 static VECTOR_COSINE: OpClass = OpClass::vector(Distance::Cosine);
+static HALFVEC_L2: OpClass = OpClass::halfvec(Distance::L2);
+static HALFVEC_IP: OpClass = OpClass::halfvec(Distance::InnerProduct);
+static HALFVEC_COSINE: OpClass = OpClass::halfvec(Distance::Cosine);
 
 fn descriptor(opclass: &'static OpClass) -> Internal {
     Internal::from(Some(pg_sys::Datum::from(std::ptr::from_ref(opclass))))
@@ -127,4 +190,19 @@ fn faiss_ivf_vector_ip(_unused: Internal) -> Internal {
 #[pg_extern(immutable, strict, parallel_safe)]
 fn faiss_ivf_vector_cosine(_unused: Internal) -> Internal {
     descriptor(&VECTOR_COSINE)
+}
+
+#[pg_extern(immutable, strict, parallel_safe)]
+fn faiss_ivf_halfvec_l2(_unused: Internal) -> Internal {
+    descriptor(&HALFVEC_L2)
+}
+
+#[pg_extern(immutable, strict, parallel_safe)]
+fn faiss_ivf_halfvec_ip(_unused: Internal) -> Internal {
+    descriptor(&HALFVEC_IP)
+}
+
+#[pg_extern(immutable, strict, parallel_safe)]
+fn faiss_ivf_halfvec_cosine(_unused: Internal) -> Internal {
+    descriptor(&HALFVEC_COSINE)
 }

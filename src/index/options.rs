@@ -8,6 +8,9 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_gu
 /// The greatest number of lists.
 pub(super) const MAX_LISTS: i32 = 65_536;
 
+/// Of the nearest rows a scan should find this share, where nobody says another.
+const DEFAULT_TARGET_RECALL: f64 = 0.95;
+
 /// What a scan does when its first lists are used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
 pub(super) enum IterativeScan {
@@ -25,6 +28,8 @@ pub(super) enum IterativeScan {
 
 static NPROBE: GucSetting<i32> = GucSetting::<i32>::new(0);
 static MAX_PROBES: GucSetting<i32> = GucSetting::<i32>::new(0);
+static MAX_SCAN_TUPLES: GucSetting<i32> = GucSetting::<i32>::new(0);
+static TARGET_RECALL: GucSetting<f64> = GucSetting::<f64>::new(0.0);
 static ITERATIVE_SCAN: GucSetting<IterativeScan> =
     GucSetting::<IterativeScan>::new(IterativeScan::StrictOrder);
 
@@ -34,6 +39,8 @@ struct IndexOptions {
     varlena_header: i32,
     /// Number of lists, 0 to choose by the number of rows.
     lists: i32,
+    /// The share of the nearest rows that a scan should find.
+    target_recall: f64,
 }
 
 thread_local! {
@@ -46,7 +53,7 @@ pub(super) fn define() {
     GucRegistry::define_int_guc(
         c"faiss_ivf.nprobe",
         c"Number of lists that a scan of a faiss_ivf index reads first.",
-        c"0 chooses by the number of lists of the index.",
+        c"0 reads as many as faiss_ivf.target_recall takes.",
         &NPROBE,
         0,
         MAX_LISTS,
@@ -60,6 +67,26 @@ pub(super) fn define() {
         &MAX_PROBES,
         0,
         MAX_LISTS,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"faiss_ivf.max_scan_tuples",
+        c"Number of rows after which an iterative scan of a faiss_ivf index reads no further lists.",
+        c"0 lets it go on to all rows.",
+        &MAX_SCAN_TUPLES,
+        0,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_float_guc(
+        c"faiss_ivf.target_recall",
+        c"Share of the ten nearest rows that a scan of a faiss_ivf index should find.",
+        c"It reads as few lists as the index has learnt that this takes. 0 takes the option of the index.",
+        &TARGET_RECALL,
+        0.0,
+        1.0,
         GucContext::Userset,
         GucFlags::default(),
     );
@@ -87,6 +114,15 @@ pub(super) fn define() {
             MAX_LISTS,
             pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE,
         );
+        pg_sys::add_real_reloption(
+            kind,
+            c"target_recall".as_ptr(),
+            c"Share of the ten nearest rows that a scan should find".as_ptr(),
+            DEFAULT_TARGET_RECALL,
+            0.0,
+            1.0,
+            pg_sys::ShareUpdateExclusiveLock as pg_sys::LOCKMODE,
+        );
         OPTION_KIND.set(kind);
     }
 }
@@ -96,27 +132,39 @@ pub(super) fn iterative_scan() -> IterativeScan {
     ITERATIVE_SCAN.get()
 }
 
-/// How many of `lists` lists a scan reads first.
-///
-/// The default is 1.5 sqrt(lists): in data that are clustered like embeddings
-/// of text it finds some 95% of the ten nearest, and the centroids are not
-/// more work to rank than the lists are to scan.
-pub(super) fn nprobe(lists: u32) -> u32 {
-    match NPROBE.get() {
-        0 => (1.5 * f64::from(lists).sqrt()).ceil() as u32,
-        nprobe => nprobe as u32,
-    }
-    .clamp(1, lists)
+/// How many lists a scan reads first, where a setting says it.
+pub(super) fn nprobe() -> Option<u32> {
+    u32::try_from(NPROBE.get())
+        .ok()
+        .filter(|nprobe| *nprobe > 0)
 }
 
-/// How many of `lists` lists a scan reads at most.
-pub(super) fn max_probes(lists: u32) -> u32 {
-    let first = nprobe(lists);
-    match (iterative_scan(), MAX_PROBES.get()) {
-        (IterativeScan::Off, _) => first,
-        (_, 0) => lists,
-        (_, most) => (most as u32).clamp(first, lists),
+/// How many lists a scan reads at most, where a setting says it.
+pub(super) fn max_probes() -> Option<u32> {
+    u32::try_from(MAX_PROBES.get())
+        .ok()
+        .filter(|most| *most > 0)
+}
+
+/// How many rows a scan computes the distances of before it reads no further lists.
+pub(super) fn max_scan_tuples() -> Option<u64> {
+    let most = u64::try_from(MAX_SCAN_TUPLES.get()).ok();
+    most.filter(|most| *most > 0)
+}
+
+/// The share of the nearest rows that a scan should find: the setting, else the option
+/// of the index.
+///
+/// # Safety
+/// `index` must be an open index of this access method.
+pub(super) unsafe fn target_recall(index: pg_sys::Relation) -> f64 {
+    let setting = TARGET_RECALL.get();
+    if setting > 0.0 {
+        return setting;
     }
+    // SAFETY: the caller's promise; amoptions made what is there.
+    let option = unsafe { (*index).rd_options.cast::<IndexOptions>().as_ref() };
+    option.map_or(DEFAULT_TARGET_RECALL, |options| options.target_recall)
 }
 
 /// How many lists an index of `rows` rows should have: the option, else a
@@ -139,12 +187,20 @@ pub(super) unsafe extern "C-unwind" fn amoptions(
     reloptions: pg_sys::Datum,
     validate: bool,
 ) -> *mut pg_sys::bytea {
-    let elements = [pg_sys::relopt_parse_elt {
-        optname: c"lists".as_ptr(),
-        opttype: pg_sys::relopt_type::RELOPT_TYPE_INT,
-        offset: offset_of!(IndexOptions, lists) as i32,
-        ..Default::default()
-    }];
+    let elements = [
+        pg_sys::relopt_parse_elt {
+            optname: c"lists".as_ptr(),
+            opttype: pg_sys::relopt_type::RELOPT_TYPE_INT,
+            offset: offset_of!(IndexOptions, lists) as i32,
+            ..Default::default()
+        },
+        pg_sys::relopt_parse_elt {
+            optname: c"target_recall".as_ptr(),
+            opttype: pg_sys::relopt_type::RELOPT_TYPE_REAL,
+            offset: offset_of!(IndexOptions, target_recall) as i32,
+            ..Default::default()
+        },
+    ];
     // SAFETY: the elements describe IndexOptions.
     unsafe {
         pg_sys::build_reloptions(

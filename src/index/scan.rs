@@ -4,15 +4,17 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use faiss_ivf::{FaissError, FlatScanner};
+use faiss_ivf::{CodeScanner, FaissError};
 use ivf_store::{Block, ListCursor, ListLayout, Meta, Tid};
 use pgrx::{PgMemoryContexts, PgSqlErrorCode, check_for_interrupts, pg_guard, pg_sys};
 
 use super::cache;
 use super::opclass::OpClass;
 use super::options::{self, IterativeScan};
+use super::probes::Probes;
 use super::report::{OrRaise, Report, raise_out_of_memory};
 use super::storage::RelationStore;
+use super::work::Work;
 
 /// A row that was found and not yet returned.
 #[derive(Clone, Copy)]
@@ -52,8 +54,29 @@ struct RankedList {
 
 /// What a scan keeps between its calls.
 #[derive(Default)]
-struct ScanState {
+pub(super) struct ScanState {
     progress: Option<Progress>,
+    /// Work of scans before the last rescan.
+    work_before: Work,
+}
+
+impl ScanState {
+    /// Ends a scan that has begun.
+    fn finish(&mut self) {
+        if let Some(progress) = self.progress.take() {
+            self.work_before += progress.work;
+        }
+    }
+
+    /// Work since the scan was opened.
+    #[cfg(feature = "pg18")]
+    pub fn work(&self) -> Work {
+        let mut work = self.work_before;
+        if let Some(progress) = &self.progress {
+            work += progress.work;
+        }
+        work
+    }
 }
 
 /// A scan that has begun.
@@ -61,17 +84,20 @@ struct Progress {
     layout: ListLayout,
     opclass: &'static OpClass,
     /// `None` if the query is NULL or has no direction: all rows are equally near.
-    scanner: Option<FlatScanner>,
+    scanner: Option<Box<dyn CodeScanner>>,
     /// All lists; those before `probed` were read.
     lists: Vec<RankedList>,
     probed: usize,
     /// How many lists are read at once, and how many in all.
     step: usize,
     most: usize,
+    /// No further lists are read when so many rows were.
+    most_rows: u64,
     keeps_order: bool,
     candidates: BinaryHeap<Candidate>,
     /// Key of the row returned last.
     last: f32,
+    work: Work,
 }
 
 #[pg_guard]
@@ -102,7 +128,7 @@ pub(super) unsafe extern "C-unwind" fn amrescan(
     // SAFETY: PostgreSQL passes a scan of ours, with room for its order-by keys,
     // which may be those that it has already.
     unsafe {
-        (*(*scan).opaque.cast::<ScanState>()).progress = None;
+        (*(*scan).opaque.cast::<ScanState>()).finish();
         let count = (*scan).numberOfOrderBys as usize;
         if !orderbys.is_null() && count > 0 {
             std::ptr::copy(orderbys, (*scan).orderByData, count);
@@ -161,27 +187,30 @@ unsafe fn begin(scan: pg_sys::IndexScanDesc, store: &RelationStore) -> Progress 
         count_scan(scan);
         let meta = Meta::read(store).or_raise(index);
         let opclass = OpClass::of(index);
-        let query = query_of(&*(*scan).orderByData, opclass, meta.dimensions);
+        let query = query_of(&*(*scan).orderByData, opclass, meta.dimensions).or_raise(index);
         let scanner = query
             .as_ref()
-            .map(|query| FlatScanner::new(opclass.metric(), query))
+            .map(|query| opclass.codec().scanner(opclass.metric(), query))
             .transpose()
             .or_raise(index);
         let lists = cache::with_lists(index, store, &meta, |lists| {
             rank(lists, opclass, query.as_deref())
         })
         .or_raise(index);
+        let probes = Probes::choose(index, store, &meta).or_raise(index);
         Progress {
             layout: meta.layout(),
             opclass,
             scanner,
             lists,
             probed: 0,
-            step: options::nprobe(meta.lists) as usize,
-            most: options::max_probes(meta.lists) as usize,
+            step: probes.first as usize,
+            most: probes.most as usize,
+            most_rows: options::max_scan_tuples().unwrap_or(u64::MAX),
             keeps_order: options::iterative_scan() != IterativeScan::RelaxedOrder,
             candidates: BinaryHeap::new(),
             last: f32::NEG_INFINITY,
+            work: Work::begin(),
         }
     }
 }
@@ -221,14 +250,15 @@ unsafe fn query_of(
     key: &pg_sys::ScanKeyData,
     opclass: &OpClass,
     dimensions: u32,
-) -> Option<Vec<f32>> {
+) -> Result<Option<Vec<f32>>, FaissError> {
     if key.sk_flags & pg_sys::SK_ISNULL as i32 != 0 {
-        return None;
+        return Ok(None);
     }
     let mut query = Vec::with_capacity(dimensions as usize);
     // SAFETY: the key is not NULL and of the operator's right-hand type.
     let is_comparable = unsafe { opclass.read(key.sk_argument, dimensions, &mut query) };
-    is_comparable.then_some(query)
+    opclass.make_comparable(dimensions as usize, &mut query)?;
+    Ok(is_comparable.then_some(query))
 }
 
 fn rank(
@@ -262,9 +292,10 @@ impl Progress {
         loop {
             if let Some(candidate) = self.candidates.pop() {
                 self.last = self.last.max(candidate.key);
+                self.work.count_row();
                 return Some(candidate.tid);
             }
-            if self.probed >= self.most {
+            if self.probed >= self.most || self.work.entries >= self.most_rows {
                 return None;
             }
             // SAFETY: the caller's promise.
@@ -287,13 +318,17 @@ impl Progress {
         let mut distances = Vec::new();
         for ranked in &self.lists[self.probed..self.probed + count] {
             // SAFETY: the caller's promise.
-            unsafe { self.read_list(*ranked, index, store, &mut distances, &mut found) };
+            let entries =
+                unsafe { self.read_list(*ranked, index, store, &mut distances, &mut found) };
+            self.work.count_entries(entries);
         }
         self.probed += count;
+        self.work.count_lists(count);
         self.candidates = BinaryHeap::from(found);
     }
 
-    /// Reads one list, page by page. `distances` is scratch space.
+    /// Reads one list, page by page, and returns how many entries it has. `distances`
+    /// is scratch space.
     ///
     /// # Safety
     /// As for [`Self::next`].
@@ -304,13 +339,15 @@ impl Progress {
         store: &RelationStore,
         distances: &mut Vec<f32>,
         found: &mut Vec<Candidate>,
-    ) {
+    ) -> u64 {
+        let mut entries = 0;
         let mut cursor = ListCursor::new(list.list, list.first);
         loop {
             check_for_interrupts!();
             let mut scanned = Ok(());
             let mut has_room = true;
             let more = cursor.advance(store, self.layout, |page| {
+                entries += page.len() as u64;
                 distances.clear();
                 distances.resize(page.len(), 0.0);
                 if let Some(scanner) = &self.scanner {
@@ -335,7 +372,7 @@ impl Progress {
             unsafe {
                 scanned.or_raise(index);
                 if !more.or_raise(index) {
-                    return;
+                    return entries;
                 }
             }
         }

@@ -80,7 +80,7 @@ pub(super) unsafe extern "C-unwind" fn amvacuumcleanup(
     stats
 }
 
-fn item_pointer(tid: Tid) -> pg_sys::ItemPointerData {
+pub(super) fn item_pointer(tid: Tid) -> pg_sys::ItemPointerData {
     let block = tid.block();
     pg_sys::ItemPointerData {
         ip_blkid: pg_sys::BlockIdData {

@@ -2,7 +2,8 @@
 
 use pgrx::pg_sys;
 
-/// The head of pgvector's `vector`; `dim` floats follow.
+/// The head of pgvector's `vector` and `halfvec`; `dim` floats follow, of 32 bits or
+/// of 16.
 #[repr(C)]
 struct VectorHeader {
     varlena_header: i32,
@@ -51,5 +52,20 @@ pub(super) unsafe fn read_vector(datum: pg_sys::Datum, out: &mut Vec<f32>) {
         let head = detoasted.value.cast::<VectorHeader>();
         let components = head.add(1).cast::<f32>();
         out.extend_from_slice(std::slice::from_raw_parts(components, (*head).dim as usize));
+    }
+}
+
+/// Appends the components of a `halfvec` to `out`.
+///
+/// # Safety
+/// `datum` must be a `halfvec` that is not NULL.
+pub(super) unsafe fn read_halfvec(datum: pg_sys::Datum, out: &mut Vec<f32>) {
+    // SAFETY: as for a vector, with the bits of 16-bit floats.
+    unsafe {
+        let detoasted = Detoasted::new(datum);
+        let head = detoasted.value.cast::<VectorHeader>();
+        let components = head.add(1).cast::<u16>();
+        let halves = std::slice::from_raw_parts(components, (*head).dim as usize);
+        faiss_ivf::extend_from_halves(halves, out);
     }
 }

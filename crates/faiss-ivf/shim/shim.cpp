@@ -11,6 +11,7 @@
 #include <omp.h>
 
 #include <faiss/IndexFlat.h>
+#include <faiss/impl/ScalarQuantizer.h>
 #include <faiss/utils/distances.h>
 
 namespace {
@@ -190,4 +191,50 @@ void faiss_ivf_distances(
     } else {
         faiss::fvec_L2sqr_ny(out, query, vectors, dim, n);
     }
+}
+
+int faiss_ivf_half_distances(
+        int metric,
+        size_t dim,
+        const float* query,
+        const uint8_t* codes,
+        size_t code_size,
+        size_t n,
+        float* out,
+        char* message,
+        size_t message_bytes) {
+    return guarded(message, message_bytes, [&] {
+        faiss::ScalarQuantizer quantizer(
+                dim, faiss::ScalarQuantizer::QT_fp16);
+        std::unique_ptr<faiss::ScalarQuantizer::SQDistanceComputer> computer(
+                quantizer.get_distance_computer(metric_type(metric)));
+        computer->set_query(query);
+        for (size_t i = 0; i < n; i++) {
+            out[i] = computer->query_to_code(codes + i * code_size);
+        }
+    });
+}
+
+int faiss_ivf_nearest(
+        int metric,
+        size_t dim,
+        const float* queries,
+        size_t n_queries,
+        const float* vectors,
+        size_t n,
+        size_t k,
+        float* distances,
+        int64_t* rows,
+        char* message,
+        size_t message_bytes) {
+    return guarded(message, message_bytes, [&] {
+        std::fill(rows, rows + n_queries * k, NO_LABEL);
+        if (metric == FAISS_IVF_INNER_PRODUCT) {
+            faiss::knn_inner_product(
+                    queries, vectors, dim, n_queries, n, k, distances, rows);
+        } else {
+            faiss::knn_L2sqr(
+                    queries, vectors, dim, n_queries, n, k, distances, rows);
+        }
+    });
 }

@@ -63,4 +63,32 @@ void faiss_ivf_distances(
         const float* vectors,
         size_t n,
         float* out);
+
+/// Writes the distances of `query` to `n` codes of `dim` 16-bit floats, each
+/// `code_size` bytes behind the one before and at any address, to `out`.
+int faiss_ivf_half_distances(
+        int metric,
+        size_t dim,
+        const float* query,
+        const uint8_t* codes,
+        size_t code_size,
+        size_t n,
+        float* out,
+        char* message,
+        size_t message_bytes);
+
+/// Writes the distances and the rows of the `k` nearest of `n` vectors for each
+/// query, nearest first; a row of -1 where there are fewer.
+int faiss_ivf_nearest(
+        int metric,
+        size_t dim,
+        const float* queries,
+        size_t n_queries,
+        const float* vectors,
+        size_t n,
+        size_t k,
+        float* distances,
+        int64_t* rows,
+        char* message,
+        size_t message_bytes);
 }

@@ -120,6 +120,66 @@ pub fn distances(
     Ok(())
 }
 
+/// Finds the `k` nearest of `vectors` `(n, dim)` for each query of `queries`
+/// `(q, dim)`: by query at most `k` pairs of distance and row, nearest first.
+///
+/// It cannot be interrupted, as [`assign`] cannot.
+///
+/// # Errors
+/// `InvalidArgument` when the lengths do not fit or `k` is 0.
+pub fn nearest(
+    metric: Metric,
+    dim: usize,
+    queries: &[f32],
+    vectors: &[f32],
+    k: usize,
+) -> Result<Vec<Vec<(f32, usize)>>, FaissError> {
+    let n_queries = rows(dim, queries, "queries")?;
+    let n = rows(dim, vectors, "vectors")?;
+    if k == 0 {
+        return Err(FaissError::invalid(
+            "at least one neighbour must be asked for",
+        ));
+    }
+    if n_queries == 0 || n == 0 {
+        return Ok(vec![Vec::new(); n_queries]);
+    }
+    let mut found = vec![0.0; n_queries * k];
+    let mut labels = vec![0i64; n_queries * k];
+    threads::alone(|| {
+        FaissError::check(|message, message_bytes| {
+            // SAFETY: the slices have the lengths that the shim is told.
+            unsafe {
+                ffi::faiss_ivf_nearest(
+                    metric.code(),
+                    dim,
+                    queries.as_ptr(),
+                    n_queries,
+                    vectors.as_ptr(),
+                    n,
+                    k,
+                    found.as_mut_ptr(),
+                    labels.as_mut_ptr(),
+                    message,
+                    message_bytes,
+                )
+            }
+        })
+    })?;
+    let of_query = |(distances, labels): (&[f32], &[i64])| {
+        let pairs = distances.iter().zip(labels);
+        // -1 where there are fewer than k.
+        pairs
+            .filter_map(|(&distance, &label)| Some((distance, usize::try_from(label).ok()?)))
+            .collect()
+    };
+    Ok(found
+        .chunks(k)
+        .zip(labels.chunks(k))
+        .map(of_query)
+        .collect())
+}
+
 /// Divides each vector of `vectors` `(n, dim)` by its L2 norm, in place; a zero
 /// vector stays as it is.
 ///

@@ -45,4 +45,30 @@ unsafe extern "C" {
         n: usize,
         out: *mut f32,
     );
+
+    pub(crate) fn faiss_ivf_half_distances(
+        metric: c_int,
+        dim: usize,
+        query: *const f32,
+        codes: *const u8,
+        code_size: usize,
+        n: usize,
+        out: *mut f32,
+        message: *mut c_char,
+        message_bytes: usize,
+    ) -> c_int;
+
+    pub(crate) fn faiss_ivf_nearest(
+        metric: c_int,
+        dim: usize,
+        queries: *const f32,
+        n_queries: usize,
+        vectors: *const f32,
+        n: usize,
+        k: usize,
+        distances: *mut f32,
+        rows: *mut i64,
+        message: *mut c_char,
+        message_bytes: usize,
+    ) -> c_int;
 }

@@ -21,9 +21,9 @@ mod ffi;
 mod kmeans;
 mod threads;
 
-pub use codec::{CodeScanner, Codec, FlatScanner};
+pub use codec::{CodeScanner, Codec, extend_from_halves};
 pub use cpu::{UnsupportedCpu, init};
-pub use distance::{assign, distances, normalize};
+pub use distance::{assign, distances, nearest, normalize};
 pub use error::FaissError;
 pub use kmeans::{KMeans, kmeans};
 pub use threads::set_threads;

@@ -19,6 +19,7 @@ mod list;
 mod memory;
 mod meta;
 mod page;
+mod recall;
 mod store;
 mod writer;
 
@@ -32,5 +33,6 @@ pub use page::{
     Block, DATA_START, MAGIC, NO_BLOCK, PAGE_SIZE, PageBytes, PageKind, SPECIAL_SIZE,
     SPECIAL_START, VERSION,
 };
+pub use recall::{RecallCurve, RecallPoint};
 pub use store::{MAX_CHANGED_PAGES, PageChange, PageStore};
 pub use writer::ListWriter;

@@ -7,7 +7,7 @@
 
 use crate::directory::{list_entry, move_insert_block};
 use crate::error::StoreError;
-use crate::meta::{Element, Meta};
+use crate::meta::{Distance, Element, Meta};
 use crate::page::{
     self, Block, DATA_START, NO_BLOCK, PageBytes, PageInfo, PageKind, SPECIAL_START, get_u64,
     put_u64,
@@ -51,19 +51,22 @@ pub struct ListLayout {
 }
 
 impl ListLayout {
-    /// Entries whose code is the vector itself.
+    /// Entries whose code is the vector itself. For the cosine of 16-bit floats the
+    /// reciprocal of its length follows, a 32-bit float.
+    ///
+    /// # Errors
+    /// `None` if a page has no room for an entry.
     #[must_use]
-    pub fn flat(dimensions: u32, element: Element) -> Self {
-        Self {
-            code_size: dimensions as usize * element.size(),
-        }
-    }
-
-    /// Whether an entry with such a code fits into a page.
-    #[must_use]
-    pub fn fits(dimensions: u32, element: Element) -> bool {
-        let room = SPECIAL_START - DATA_START - RECORD_SIZE;
-        dimensions > 0 && dimensions as usize <= room / element.size()
+    pub fn flat(dimensions: u32, element: Element, distance: Distance) -> Option<Self> {
+        let norm = match (element, distance) {
+            (Element::Float16, Distance::Cosine) => size_of::<f32>(),
+            _ => 0,
+        };
+        let room = SPECIAL_START - DATA_START - RECORD_SIZE - norm;
+        let fits = dimensions > 0 && dimensions as usize <= room / element.size();
+        fits.then(|| Self {
+            code_size: dimensions as usize * element.size() + norm,
+        })
     }
 
     /// Size of a code.

@@ -1,7 +1,7 @@
 //! The meta page: what the index is and where its parts are.
 
 use crate::error::StoreError;
-use crate::extent::Extent;
+use crate::extent::{EXTENT_PAGE_BYTES, Extent};
 use crate::list::ListLayout;
 use crate::page::{
     self, Block, DATA_START, PAGE_SIZE, PageBytes, PageKind, SPECIAL_START, get_u16, get_u32,
@@ -25,20 +25,16 @@ const LISTS: usize = DATA_START + 16;
 const GENERATION: usize = DATA_START + 20;
 const STAMP: usize = DATA_START + 24;
 const TRAINING_ROWS: usize = DATA_START + 32;
+const TRAINED_AT: usize = DATA_START + 40;
 const CENTROIDS: usize = DATA_START + 48;
 const DIRECTORY: usize = DATA_START + 64;
-/// Codec state, refine state, recall curve, filter columns: none of them is
-/// written by this version.
-const RESERVED_EXTENTS: [usize; 4] = [
-    DATA_START + 80,
-    DATA_START + 96,
-    DATA_START + 112,
-    DATA_START + 128,
-];
+const RECALL: usize = DATA_START + 112;
+/// Codec state, refine state, filter columns: none of them is written by this version.
+const RESERVED_EXTENTS: [usize; 3] = [DATA_START + 80, DATA_START + 96, DATA_START + 128];
 
 const _: () = {
     assert!(DATA_START + META_SIZE <= SPECIAL_START);
-    assert!(RESERVED_EXTENTS[3] + 16 + 16 == DATA_START + META_SIZE);
+    assert!(RESERVED_EXTENTS[2] + 16 + 16 == DATA_START + META_SIZE);
 };
 
 const CODEC_FLAT: u8 = 0;
@@ -62,6 +58,8 @@ pub enum Distance {
 pub enum Element {
     /// 32-bit floats.
     Float32 = 1,
+    /// 16-bit floats.
+    Float16 = 2,
 }
 
 impl Element {
@@ -70,6 +68,7 @@ impl Element {
     pub fn size(self) -> usize {
         match self {
             Self::Float32 => 4,
+            Self::Float16 => 2,
         }
     }
 }
@@ -91,17 +90,23 @@ pub struct Meta {
     pub stamp: u64,
     /// Rows that k-means was trained on; 0 if the index was never trained.
     pub training_rows: u64,
+    /// When the lists were learnt, in microseconds since 2000-01-01 UTC (PostgreSQL's
+    /// `timestamptz`).
+    pub trained_at: i64,
     /// `lists` x `dimensions` floats, or [`Extent::NONE`] if there is only one list.
     pub centroids: Extent,
     /// The list directory.
     pub directory: Extent,
+    /// The recall curve, or [`Extent::NONE`] if there is only one list.
+    pub recall: Extent,
 }
 
 impl Meta {
     /// How the entries of the lists are laid out.
     #[must_use]
     pub fn layout(&self) -> ListLayout {
-        ListLayout::flat(self.dimensions, self.element)
+        ListLayout::flat(self.dimensions, self.element, self.distance)
+            .expect("it was checked when the meta page was read or the index built")
     }
 
     /// The meta page.
@@ -127,6 +132,8 @@ impl Meta {
         put_u64(&mut page[..], TRAINING_ROWS, self.training_rows);
         put_extent(&mut page, CENTROIDS, &self.centroids);
         put_extent(&mut page, DIRECTORY, &self.directory);
+        put_u64(&mut page[..], TRAINED_AT, self.trained_at as u64);
+        put_extent(&mut page, RECALL, &self.recall);
         for at in RESERVED_EXTENTS {
             put_extent(&mut page, at, &Extent::NONE);
         }
@@ -142,7 +149,7 @@ impl Meta {
         Self::from_page(&page)
     }
 
-    /// Replaces the meta page, which must exist.
+    /// Replaces the meta page, which must exist, and nothing else.
     ///
     /// # Errors
     /// [`StoreError`] from the change.
@@ -167,6 +174,7 @@ impl Meta {
         };
         let element = match page[ELEMENT] {
             1 => Element::Float32,
+            2 => Element::Float16,
             _ => return Err(damaged("its element type")),
         };
         let meta = Self {
@@ -179,16 +187,16 @@ impl Meta {
             training_rows: get_u64(page, TRAINING_ROWS),
             centroids: get_extent(page, CENTROIDS)?,
             directory: get_extent(page, DIRECTORY)?,
+            trained_at: get_u64(page, TRAINED_AT) as i64,
+            recall: get_extent(page, RECALL)?,
         };
         meta.check(page)?;
         Ok(meta)
     }
 
     fn check(&self, page: &PageBytes) -> Result<(), StoreError> {
-        if !ListLayout::fits(self.dimensions, self.element) {
-            return Err(damaged("its dimensions"));
-        }
-        let layout = self.layout();
+        let layout = ListLayout::flat(self.dimensions, self.element, self.distance)
+            .ok_or_else(|| damaged("its dimensions"))?;
         let sizes = (get_u32(page, CODE_SIZE), get_u16(page, RECORD_SIZE));
         if page[CODEC] != CODEC_FLAT
             || page[REFINE_CODEC] != REFINE_NONE
@@ -204,6 +212,10 @@ impl Meta {
         };
         if self.lists == 0 || self.directory == Extent::NONE || !centroids_fit {
             return Err(damaged("its number of lists"));
+        }
+        let has_curve = self.recall.bytes == EXTENT_PAGE_BYTES as u64;
+        if has_curve != (self.lists > 1) {
+            return Err(damaged("its recall curve"));
         }
         Ok(())
     }

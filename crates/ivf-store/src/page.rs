@@ -61,6 +61,8 @@ pub enum PageKind {
     Directory = 3,
     /// Entries of one inverted list.
     List = 4,
+    /// The recall curve.
+    Recall = 5,
 }
 
 /// The fields of a page's header and special area, checked.
@@ -175,6 +177,7 @@ pub(crate) fn kind_of(page: &PageBytes, block: Block) -> Result<PageKind, StoreE
         2 => Ok(PageKind::Centroids),
         3 => Ok(PageKind::Directory),
         4 => Ok(PageKind::List),
+        5 => Ok(PageKind::Recall),
         other => Err(StoreError::corrupted(
             block,
             format!("unknown page kind {other}"),

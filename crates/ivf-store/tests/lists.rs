@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use ivf_store::{
     Block, Distance, Element, Extent, ListCursor, ListWriter, META_BLOCK, MemoryStore, Meta,
-    PAGE_SIZE, PageKind, PageStore, SPECIAL_START, StoreError, Tid, insert, list_entries,
-    move_insert_block, read_extent, vacuum_page, write_directory, write_extent,
+    PAGE_SIZE, PageKind, PageStore, RecallCurve, SPECIAL_START, StoreError, Tid, insert,
+    list_entries, move_insert_block, read_extent, vacuum_page, write_directory, write_extent,
 };
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
@@ -33,13 +33,16 @@ fn build(dimensions: u32, lists: u32, rows: &[(u32, u32)]) -> (MemoryStore, Meta
         generation: 1,
         stamp: 77,
         training_rows: rows.len() as u64,
+        trained_at: 5,
         centroids: Extent::NONE,
         directory: Extent::NONE,
+        recall: Extent::NONE,
     };
     store.append(&meta.to_page()).unwrap();
     if lists > 1 {
         let bytes = vec![7; lists as usize * dimensions as usize * 4];
         meta.centroids = write_extent(&store, PageKind::Centroids, &bytes).unwrap();
+        meta.recall = RecallCurve::unmeasured(lists).append(&store).unwrap();
     }
     let mut sorted = rows.to_vec();
     sorted.sort_unstable();

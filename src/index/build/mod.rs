@@ -5,11 +5,11 @@
 //! into the log at the end, and a crash before that leaves no index.
 
 pub(super) mod progress;
+mod recall;
 mod sample;
 mod sort;
 mod train;
 
-use faiss_ivf::Codec;
 use ivf_store::{
     Extent, ListWriter, Meta, PageKind, PageStore, Tid, write_directory, write_extent,
 };
@@ -52,8 +52,8 @@ pub(super) unsafe extern "C-unwind" fn ambuild(
             dimensions: column_dimensions(index, opclass),
         };
         progress::begin(Phase::Sampling);
-        let training = train::train(&source);
-        let (sort, counts) = assign_rows(&source, &training);
+        let mut training = train::train(&source);
+        let (sort, counts) = assign_rows(&source, &mut training);
         progress::begin(Phase::Writing);
         progress::set_total(counts.indexed);
         let store = RelationStore::create(index, pg_sys::ForkNumber::MAIN_FORKNUM);
@@ -129,7 +129,7 @@ struct Counts {
 /// Rows on their way into the sort.
 struct Assignment<'a> {
     source: &'a Source,
-    training: &'a Training,
+    training: &'a mut Training,
     sort: ListSort,
     /// `(rows, dimensions)`
     vectors: Vec<f32>,
@@ -144,9 +144,9 @@ struct Assignment<'a> {
 ///
 /// # Safety
 /// The relations of `source` must be open and locked for building the index.
-unsafe fn assign_rows(source: &Source, training: &Training) -> (ListSort, Counts) {
+unsafe fn assign_rows(source: &Source, training: &mut Training) -> (ListSort, Counts) {
     let dimensions = source.dimensions as usize;
-    let code_size = Codec::Flat.code_size(dimensions);
+    let code_size = source.opclass.codec().code_size(dimensions);
     let batch_rows =
         (BATCH_WORK / (training.lists as usize * dimensions)).clamp(MIN_BATCH_ROWS, MAX_BATCH_ROWS);
     let mut assignment = Assignment {
@@ -219,27 +219,25 @@ impl Assignment<'_> {
         check_for_interrupts!();
         let index = self.source.index;
         let dimensions = self.source.dimensions as usize;
-        let code_size = Codec::Flat.code_size(dimensions);
+        let opclass = self.source.opclass;
+        let code_size = opclass.codec().code_size(dimensions);
         self.lists.clear();
         self.lists.resize(self.tids.len(), 0);
         self.codes.resize(self.tids.len() * code_size, 0);
         // SAFETY: the index is open.
         unsafe {
+            (opclass.encode(dimensions, &mut self.vectors, &mut self.codes)).or_raise(index);
             if self.training.lists > 1 {
+                let (vectors, lists) = (&self.vectors, &mut self.lists);
                 let centroids = &self.training.centroids;
-                let metric = self.source.opclass.metric();
-                faiss_ivf::assign(
-                    metric,
-                    dimensions,
-                    centroids,
-                    &self.vectors,
-                    &mut self.lists,
-                )
-                .or_raise(index);
+                faiss_ivf::assign(opclass.metric(), dimensions, centroids, vectors, lists)
+                    .or_raise(index);
+                check_for_interrupts!();
+                let held_back = &mut self.training.held_back;
+                held_back
+                    .look_at(opclass, dimensions, vectors, &self.tids, lists)
+                    .or_raise(index);
             }
-            Codec::Flat
-                .encode(dimensions, &self.vectors, &mut self.codes)
-                .or_raise(index);
         }
         let codes = self.codes.chunks_exact(code_size);
         for ((&list, &tid), code) in self.lists.iter().zip(&self.tids).zip(codes) {
@@ -251,8 +249,8 @@ impl Assignment<'_> {
     }
 }
 
-/// Writes all pages of a new index: the meta page, the centroids, the lists,
-/// and at last their directory.
+/// Writes all pages of a new index: the meta page, the centroids, the recall curve, the
+/// lists, and at last their directory.
 ///
 /// # Safety
 /// The index must be open, and nobody else may use it.
@@ -270,8 +268,11 @@ unsafe fn write_index(
         generation: 1,
         stamp: random_stamp(),
         training_rows: training.rows,
+        // SAFETY: reads the clock.
+        trained_at: unsafe { pg_sys::GetCurrentTimestamp() },
         centroids: Extent::NONE,
         directory: Extent::NONE,
+        recall: Extent::NONE,
     };
     // SAFETY: the caller's promise.
     unsafe {
@@ -281,6 +282,11 @@ unsafe fn write_index(
             .collect();
         meta.centroids =
             write_extent(store, PageKind::Centroids, &centroids).or_raise(source.index);
+        if training.lists > 1 {
+            let (lists, centroids) = (training.lists, &training.centroids);
+            let curve = training.held_back.curve(source.opclass, lists, centroids);
+            meta.recall = (curve.or_raise(source.index).append(store)).or_raise(source.index);
+        }
         let mut writer = ListWriter::new(store, meta.layout());
         if let Some(mut sort) = sort {
             let mut written = 0;
@@ -300,7 +306,7 @@ unsafe fn write_index(
     }
 }
 
-fn random_stamp() -> u64 {
+pub(super) fn random_stamp() -> u64 {
     let mut stamp = [0; 8];
     // SAFETY: fills the eight bytes.
     let is_random = unsafe { pg_sys::pg_strong_random(stamp.as_mut_ptr().cast(), stamp.len()) };

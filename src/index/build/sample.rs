@@ -2,9 +2,12 @@
 //! many rows will be indexed. Both read random blocks of the table rather than
 //! all of it. The generator has a fixed seed: the same table gives the same index.
 
+use ivf_store::Tid;
 use pgrx::{check_for_interrupts, pg_guard, pg_sys};
 
+use crate::index::insert::tid_of;
 use crate::index::opclass::OpClass;
+use crate::index::random::Random;
 use crate::index::report::raise_out_of_memory;
 
 /// Blocks that are read to estimate the number of rows.
@@ -18,26 +21,38 @@ const SPREAD: f64 = 2.0;
 const MIN_RESERVED_ROWS: usize = 1024;
 const SEED: u64 = 0x5eed_f155_1bf5_2026;
 
-/// SplitMix64, by Steele, Lea and Flood ("Fast splittable pseudorandom number
-/// generators", 2014).
-struct Random(u64);
+/// Vectors drawn from a table, as they are compared.
+pub(super) struct Drawn {
+    /// `(rows, dimensions)`
+    pub vectors: Vec<f32>,
+    /// The row that each vector is of.
+    pub tids: Vec<Tid>,
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `end`, which is at most 2^32.
-    fn below(&mut self, end: u64) -> u64 {
-        ((self.next() >> 32) * end) >> 32
+impl Drawn {
+    /// Takes `count` of the rows out of it, by chance.
+    pub fn hold_back(&mut self, count: usize) -> Self {
+        let dimensions = self.vectors.len() / self.tids.len().max(1);
+        let mut random = Random::new(SEED);
+        let mut held = Self {
+            vectors: Vec::with_capacity(count * dimensions),
+            tids: Vec::with_capacity(count),
+        };
+        for _ in 0..count.min(self.tids.len()) {
+            let row = random.below(self.tids.len() as u64) as usize;
+            let last = (self.tids.len() - 1) * dimensions;
+            let at = row * dimensions;
+            held.vectors
+                .extend_from_slice(&self.vectors[at..at + dimensions]);
+            held.tids.push(self.tids.swap_remove(row));
+            self.vectors.copy_within(last.., at);
+            self.vectors.truncate(last);
+        }
+        held
     }
 }
 
-/// Vectors drawn from a table.
+/// A reservoir of vectors.
 pub(super) struct Sample {
     opclass: &'static OpClass,
     dimensions: u32,
@@ -47,6 +62,7 @@ pub(super) struct Sample {
     seen: u64,
     /// The reservoir, `(rows, dimensions)`.
     vectors: Vec<f32>,
+    tids: Vec<Tid>,
     scratch: Vec<f32>,
 }
 
@@ -82,12 +98,12 @@ impl Source {
         }
     }
 
-    /// Draws at most `capacity` vectors, `(rows, dimensions)`, from a table of
-    /// about `rows` rows; fewer than `least` only if the table has no more.
+    /// Draws at most `capacity` vectors from a table of about `rows` rows; fewer than
+    /// `least` only if the table has no more.
     ///
     /// # Safety
     /// As for [`Self::estimate_rows`].
-    pub unsafe fn draw(&self, rows: f64, capacity: u64, least: u32) -> Vec<f32> {
+    pub unsafe fn draw(&self, rows: f64, capacity: u64, least: u32) -> Drawn {
         let mut sample = self.sample_of(capacity);
         // SAFETY: the caller's promise.
         unsafe {
@@ -100,7 +116,10 @@ impl Source {
                 self.read_blocks(blocks, &mut sample);
             }
         }
-        sample.vectors
+        Drawn {
+            vectors: sample.vectors,
+            tids: sample.tids,
+        }
     }
 
     fn sample_of(&self, capacity: u64) -> Sample {
@@ -108,9 +127,10 @@ impl Source {
             opclass: self.opclass,
             dimensions: self.dimensions,
             capacity,
-            random: Random(SEED),
+            random: Random::new(SEED),
             seen: 0,
             vectors: Vec::new(),
+            tids: Vec::new(),
             scratch: Vec::new(),
         }
     }
@@ -139,7 +159,7 @@ impl Source {
             unsafe { self.read_range(0, blocks, sample) };
             return (blocks, blocks);
         }
-        let mut random = Random(SEED ^ u64::from(wanted));
+        let mut random = Random::new(SEED ^ u64::from(wanted));
         let mut taken = 0;
         for block in 0..blocks {
             if random.below(u64::from(blocks - block)) >= u64::from(wanted - taken) {
@@ -183,7 +203,7 @@ impl Source {
 #[pg_guard]
 unsafe extern "C-unwind" fn sample_row(
     _index: pg_sys::Relation,
-    _tid: pg_sys::ItemPointer,
+    tid: pg_sys::ItemPointer,
     values: *mut pg_sys::Datum,
     isnull: *mut bool,
     _is_alive: bool,
@@ -193,7 +213,7 @@ unsafe extern "C-unwind" fn sample_row(
     // `read_blocks` gave it.
     unsafe {
         if !*isnull {
-            (*state.cast::<Sample>()).offer(*values);
+            (*state.cast::<Sample>()).offer(*values, tid_of(tid));
         }
     }
 }
@@ -204,7 +224,7 @@ impl Sample {
     ///
     /// # Safety
     /// `datum` must be a value of the indexed type that is not NULL.
-    unsafe fn offer(&mut self, datum: pg_sys::Datum) {
+    unsafe fn offer(&mut self, datum: pg_sys::Datum, tid: Tid) {
         if self.capacity == 0 {
             self.seen += 1;
             return;
@@ -223,16 +243,21 @@ impl Sample {
         if !unsafe { self.opclass.read(datum, self.dimensions, &mut self.scratch) } {
             return;
         }
+        // The scratch space holds one vector, so this cannot fail.
+        let _ = (self.opclass).make_comparable(self.scratch.len(), &mut self.scratch);
         self.seen += 1;
         let begin = place as usize * self.dimensions as usize;
         if begin == self.vectors.len() {
             self.reserve();
             self.vectors.extend_from_slice(&self.scratch);
+            self.tids.push(tid);
         } else {
+            self.tids[place as usize] = tid;
             let end = begin + self.scratch.len();
             self.vectors[begin..end].copy_from_slice(&self.scratch);
         }
     }
+
     /// Makes room for a row: twice as much as before, never more than the
     /// capacity of the reservoir.
     fn reserve(&mut self) {

@@ -4,6 +4,7 @@ use faiss_ivf::{KMeans, kmeans};
 use pgrx::{PgSqlErrorCode, check_for_interrupts, pg_sys};
 
 use super::progress::{self, Phase};
+use super::recall::HeldBack;
 use super::sample::Source;
 use crate::index::options;
 use crate::index::report::{OrRaise, Report, relation_name};
@@ -12,6 +13,9 @@ use crate::index::report::{OrRaise, Report, relation_name};
 const ROWS_PER_LIST: u64 = 64;
 /// Samples of small indexes have at least so many rows.
 const MIN_SAMPLE_ROWS: u64 = 10_000;
+/// Rows with which recall is measured: with so many the standard error of a recall of
+/// 0.95 is some 0.7%.
+const HELD_BACK_ROWS: usize = 256;
 const ITERATIONS: usize = 10;
 const SEED: u64 = 20_260_101;
 
@@ -23,6 +27,8 @@ pub(super) struct Training {
     pub centroids: Vec<f32>,
     /// Rows of the sample, 0 if there was no training.
     pub rows: u64,
+    /// Rows that the centroids were not made from, to measure recall with.
+    pub held_back: HeldBack,
 }
 
 impl Training {
@@ -32,6 +38,7 @@ impl Training {
             lists: 1,
             centroids: Vec::new(),
             rows: 0,
+            held_back: HeldBack::none(),
         }
     }
 }
@@ -53,8 +60,9 @@ pub(super) unsafe fn train(source: &Source) -> Training {
             return Training::none();
         }
         let capacity = sample_capacity(source, wanted);
-        let sample = source.draw(expected, capacity, wanted);
-        let rows = sample.len() / source.dimensions as usize;
+        let mut sample = source.draw(expected, capacity, wanted);
+        let held_back = sample.hold_back((sample.tids.len() / 10).min(HELD_BACK_ROWS));
+        let rows = sample.tids.len();
         let lists = wanted.min(rows as u32);
         if lists < wanted {
             report_few_rows(source, wanted, rows);
@@ -62,13 +70,18 @@ pub(super) unsafe fn train(source: &Source) -> Training {
         if lists <= 1 {
             return Training::none();
         }
-        cluster(source, lists, &sample)
+        cluster(
+            source,
+            lists,
+            &sample.vectors,
+            HeldBack::new(source, held_back),
+        )
     }
 }
 
 /// # Safety
 /// As for [`train`].
-unsafe fn cluster(source: &Source, lists: u32, sample: &[f32]) -> Training {
+unsafe fn cluster(source: &Source, lists: u32, sample: &[f32], held_back: HeldBack) -> Training {
     let dimensions = source.dimensions as usize;
     let rows = sample.len() / dimensions;
     let options = KMeans {
@@ -92,6 +105,7 @@ unsafe fn cluster(source: &Source, lists: u32, sample: &[f32]) -> Training {
         // SAFETY: the caller's promise.
         centroids: unsafe { centroids.or_raise(source.index) },
         rows: rows as u64,
+        held_back,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Distances, assignment, codes and normalisation against plain Rust.
 
 use crate::reference::{Random, distance, nearest};
-use faiss_ivf::{Codec, FaissError, FlatScanner, Metric, assign, distances, normalize};
+use faiss_ivf::{Codec, FaissError, Metric, assign, distances, extend_from_halves, normalize};
 
 const METRICS: [Metric; 2] = [Metric::InnerProduct, Metric::L2];
 const DIMS: [usize; 9] = [1, 2, 3, 7, 8, 100, 384, 768, 2000];
@@ -70,16 +70,114 @@ fn codes_are_scored_at_every_address() {
     }
 }
 
+/// Vectors whose components 16 bits hold exactly.
+fn half_vectors(random: &mut Random, n: usize, dim: usize) -> Vec<f32> {
+    let mut vectors = random.vectors(n, dim);
+    for component in &mut vectors {
+        *component = (*component * 256.0).round() / 256.0;
+    }
+    vectors
+}
+
+#[test]
+fn halves_are_scored_exactly_at_every_address() {
+    for metric in METRICS {
+        for dim in [1, 3, 8, 30, 384, 4000] {
+            let mut random = Random(dim as u64);
+            let (query, vectors) = (random.vectors(1, dim), half_vectors(&mut random, 5, dim));
+            let size = Codec::Half.code_size(dim);
+            let scanner = Codec::Half.scanner(metric, &query).unwrap();
+            for offset in [0, 1, 2, 4, 7] {
+                let mut page = vec![0xaa; offset + 5 * size + 3];
+                let codes = &mut page[offset..offset + 5 * size];
+                Codec::Half.encode(dim, &vectors, codes).unwrap();
+                let mut decoded = Vec::new();
+                Codec::Half
+                    .decode(dim, &codes[size..2 * size], &mut decoded)
+                    .unwrap();
+                assert_eq!(decoded, vectors[dim..2 * dim]);
+                let mut out = [f32::NAN; 5];
+                scanner.scan(&page[offset..], 5, &mut out).unwrap();
+                assert_close(metric, &query, &vectors, &out);
+            }
+        }
+    }
+}
+
+#[test]
+fn cosines_of_halves_are_exact() {
+    for dim in [2, 8, 384] {
+        let mut random = Random(3);
+        let (query, vectors) = (random.vectors(1, dim), half_vectors(&mut random, 6, dim));
+        let size = Codec::NormedHalf.code_size(dim);
+        let mut codes = vec![0; 6 * size];
+        Codec::NormedHalf.encode(dim, &vectors, &mut codes).unwrap();
+        let mut out = [f32::NAN; 6];
+        let scanner = Codec::NormedHalf
+            .scanner(Metric::InnerProduct, &query)
+            .unwrap();
+        scanner.scan(&codes, 6, &mut out).unwrap();
+        let mut directions = vectors.clone();
+        normalize(dim, &mut directions).unwrap();
+        assert_close(Metric::InnerProduct, &query, &directions, &out);
+        let mut decoded = Vec::new();
+        Codec::NormedHalf
+            .decode(dim, &codes[..size], &mut decoded)
+            .unwrap();
+        let differences = decoded.iter().zip(&directions).map(|(a, b)| (a - b).abs());
+        assert!(differences.fold(0.0, f32::max) < 1e-6);
+    }
+    let mut code = [0xff; 8];
+    Codec::NormedHalf.encode(2, &[0.0, 0.0], &mut code).unwrap();
+    assert_eq!(code, [0; 8], "a zero vector has no direction");
+}
+
+#[test]
+fn halves_become_floats() {
+    let mut out = vec![7.0];
+    extend_from_halves(&[0x3c00, 0xc000, 0x0001, 0x7bff], &mut out);
+    assert_eq!(out, [7.0, 1.0, -2.0, 2.0f32.powi(-24), 65504.0]);
+}
+
+#[test]
+fn neighbours_come_nearest_first() {
+    for metric in METRICS {
+        for (dim, queries, n) in [(3, 1, 5), (8, 30, 300), (384, 40, 7)] {
+            let mut random = Random(n as u64);
+            let (queries, vectors) = (random.vectors(queries, dim), random.vectors(n, dim));
+            let found = faiss_ivf::nearest(metric, dim, &queries, &vectors, 10).unwrap();
+            for (query, found) in queries.chunks_exact(dim).zip(&found) {
+                assert_eq!(found.len(), n.min(10));
+                let exact = |row: usize| distance(metric, query, &vectors[row * dim..][..dim]);
+                let mut all: Vec<f64> = (0..n).map(exact).collect();
+                all.sort_by(|a, b| match metric {
+                    Metric::L2 => a.total_cmp(b),
+                    Metric::InnerProduct => b.total_cmp(a),
+                });
+                for (&(_, row), expected) in found.iter().zip(all) {
+                    assert!((exact(row) - expected).abs() < 1e-3 * (1.0 + expected.abs()));
+                }
+            }
+        }
+    }
+    assert_eq!(
+        faiss_ivf::nearest(Metric::L2, 2, &[1.0, 2.0], &[], 3).unwrap(),
+        [vec![]]
+    );
+    assert_invalid(faiss_ivf::nearest(Metric::L2, 2, &[1.0], &[], 3).map(|_| ()));
+    assert_invalid(faiss_ivf::nearest(Metric::L2, 1, &[1.0], &[1.0], 0).map(|_| ()));
+}
+
 #[test]
 fn codes_that_do_not_fit_are_refused() {
-    let scanner = FlatScanner::new(Metric::L2, &[1.0, 2.0]).unwrap();
+    let scanner = Codec::Flat.scanner(Metric::L2, &[1.0, 2.0]).unwrap();
     let mut out = [0.0; 2];
     assert_invalid(scanner.scan(&[0; 15], 2, &mut out));
     assert_invalid(scanner.scan(&[0; 16], 1, &mut out));
     assert_invalid(scanner.scan(&[0; 16], usize::MAX, &mut out));
     scanner.scan(&[0; 16], 2, &mut out).unwrap();
     assert_eq!(out, [5.0, 5.0]);
-    assert_invalid(FlatScanner::new(Metric::L2, &[]).map(|_| ()));
+    assert_invalid(Codec::Flat.scanner(Metric::L2, &[]).map(|_| ()));
     assert_invalid(Codec::Flat.encode(2, &[0.0; 4], &mut [0; 15]));
     assert_invalid(Codec::Flat.encode(3, &[0.0; 4], &mut [0; 16]));
 }

@@ -1,0 +1,241 @@
+//! The recall curve: how many of the nearest rows a search finds that reads so many
+//! lists. It is measured with queries whose nearest rows are known, and a search
+//! chooses its number of lists by it.
+
+use crate::error::StoreError;
+use crate::extent::{EXTENT_PAGE_BYTES, Extent, read_extent, write_extent};
+use crate::meta::{META_BLOCK, Meta};
+use crate::page::{self, DATA_START, PageKind, get_u32, put_u32};
+use crate::store::{PageChange, PageStore};
+
+const POINT_SIZE: usize = 12;
+/// Every number of lists up to here is a point; beyond, each is larger than the one
+/// before by a twentieth.
+const DENSE: u32 = 64;
+const GROWTH: u32 = 20;
+
+/// What was measured for one number of lists.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RecallPoint {
+    /// Lists read.
+    pub nprobe: u32,
+    /// The share of the true nearest rows that lie in them, the mean over the queries.
+    pub recall: f32,
+    /// Standard error of that mean.
+    pub error: f32,
+}
+
+/// Points with rising numbers of lists; the last is that of all lists.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecallCurve {
+    points: Vec<RecallPoint>,
+}
+
+impl RecallCurve {
+    /// What is known without measuring: all lists find everything.
+    #[must_use]
+    pub fn unmeasured(lists: u32) -> Self {
+        Self {
+            points: vec![RecallPoint {
+                nprobe: lists,
+                recall: 1.0,
+                error: 0.0,
+            }],
+        }
+    }
+
+    /// The curve of an index of `lists` lists. `ranks` holds for each query the ranks,
+    /// from 1, of the lists that hold its true nearest rows, when lists are ordered by
+    /// nearness to the query.
+    #[must_use]
+    pub fn measured(lists: u32, ranks: &[Vec<u32>]) -> Self {
+        let ranks: Vec<&Vec<u32>> = ranks.iter().filter(|ranks| !ranks.is_empty()).collect();
+        if ranks.is_empty() {
+            return Self::unmeasured(lists);
+        }
+        let count = ranks.len() as f64;
+        let point = |nprobe: u32| {
+            let recalls = ranks.iter().map(|ranks| {
+                let found = ranks.iter().filter(|rank| **rank <= nprobe).count();
+                found as f64 / ranks.len() as f64
+            });
+            let (sum, squares) = recalls.fold((0.0, 0.0), |(sum, squares), recall| {
+                (sum + recall, squares + recall * recall)
+            });
+            let mean = sum / count;
+            let variance = (squares / count - mean * mean).max(0.0);
+            RecallPoint {
+                nprobe,
+                recall: mean as f32,
+                error: (variance / count).sqrt() as f32,
+            }
+        };
+        let mut points: Vec<RecallPoint> = Vec::new();
+        for nprobe in numbers(lists) {
+            let point = point(nprobe);
+            points.push(point);
+            if point.recall >= 1.0 {
+                break;
+            }
+        }
+        if points.last().is_none_or(|last| last.nprobe < lists) {
+            points.extend(Self::unmeasured(lists).points);
+        }
+        Self { points }
+    }
+
+    /// The points.
+    #[must_use]
+    pub fn points(&self) -> &[RecallPoint] {
+        &self.points
+    }
+
+    /// The least number of lists whose recall reaches `target`, by a standard error
+    /// more than the mean: what was measured with few queries must hold for others.
+    #[must_use]
+    pub fn nprobe(&self, target: f64) -> u32 {
+        let reaches = |point: &&RecallPoint| f64::from(point.recall - point.error) >= target;
+        let found = self.points.iter().find(reaches).or(self.points.last());
+        found.map_or(1, |point| point.nprobe)
+    }
+
+    /// The recall to expect of a search that reads `nprobe` lists.
+    #[must_use]
+    pub fn recall(&self, nprobe: u32) -> f32 {
+        let below = self
+            .points
+            .iter()
+            .rev()
+            .find(|point| point.nprobe <= nprobe);
+        below.map_or(0.0, |point| point.recall)
+    }
+
+    /// Appends the page of the curve to an index that is being built.
+    ///
+    /// # Errors
+    /// [`StoreError`] from the store.
+    pub fn append<S: PageStore>(&self, store: &S) -> Result<Extent, StoreError> {
+        write_extent(store, PageKind::Recall, &self.to_bytes())
+    }
+
+    /// Reads the curve of an index; that of a single list is known.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the page is damaged.
+    pub fn read<S: PageStore>(store: &S, meta: &Meta) -> Result<Self, StoreError> {
+        if meta.recall == Extent::NONE {
+            return Ok(Self::unmeasured(meta.lists));
+        }
+        let mut bytes = vec![0; EXTENT_PAGE_BYTES];
+        read_extent(store, PageKind::Recall, &meta.recall, &mut bytes)?;
+        let points: Vec<RecallPoint> = bytes
+            .chunks_exact(POINT_SIZE)
+            .take_while(|bytes| get_u32(bytes, 0) > 0)
+            .map(|bytes| RecallPoint {
+                nprobe: get_u32(bytes, 0),
+                recall: f32::from_bits(get_u32(bytes, 4)),
+                error: f32::from_bits(get_u32(bytes, 8)),
+            })
+            .collect();
+        let rises = points.windows(2).all(|two| two[0].nprobe < two[1].nprobe);
+        let ends = points.last().is_some_and(|last| last.nprobe == meta.lists);
+        let finite = points
+            .iter()
+            .all(|point| (0.0..=1.0).contains(&point.recall) && (0.0..=1.0).contains(&point.error));
+        if !rises || !ends || !finite {
+            let reason = "the recall curve is damaged";
+            return Err(StoreError::corrupted(meta.recall.first, reason));
+        }
+        Ok(Self { points })
+    }
+
+    /// Replaces the curve of an index, and gives the meta page `stamp`, so that copies
+    /// of the old curve are recognised.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a page is damaged.
+    pub fn replace<S: PageStore>(
+        &self,
+        store: &S,
+        meta: &Meta,
+        stamp: u64,
+    ) -> Result<(), StoreError> {
+        let new = Meta {
+            stamp,
+            ..meta.clone()
+        };
+        let mut change = store.change();
+        let first = change.lock(META_BLOCK)?;
+        let second = change.lock(meta.recall.first)?;
+        page::check(change.page(second), meta.recall.first, PageKind::Recall)?;
+        *change.page_mut(first) = *new.to_page();
+        let data = DATA_START..DATA_START + EXTENT_PAGE_BYTES;
+        change.page_mut(second)[data].copy_from_slice(&self.to_bytes());
+        change.commit();
+        Ok(())
+    }
+
+    /// A page's data, whatever the number of points: a curve is replaced while others
+    /// read the page.
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; EXTENT_PAGE_BYTES];
+        for (bytes, point) in bytes.chunks_exact_mut(POINT_SIZE).zip(&self.points) {
+            put_u32(bytes, 0, point.nprobe);
+            put_u32(bytes, 4, point.recall.to_bits());
+            put_u32(bytes, 8, point.error.to_bits());
+        }
+        bytes
+    }
+}
+
+/// The numbers of lists that are measured, the last of them `lists`.
+fn numbers(lists: u32) -> impl Iterator<Item = u32> {
+    let next = move |nprobe: &u32| match *nprobe {
+        last if last >= lists => None,
+        few if few < DENSE => Some(few + 1),
+        many => Some((many + many.div_ceil(GROWTH)).min(lists)),
+    };
+    std::iter::successors(Some(1), next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_lists_are_the_last_point_and_points_fit_into_a_page() {
+        for lists in [1, 2, 63, 64, 65, 1000, 65_536] {
+            let numbers: Vec<u32> = numbers(lists).collect();
+            assert_eq!(numbers.last(), Some(&lists));
+            assert!(numbers.windows(2).all(|two| two[0] < two[1]));
+            assert!(
+                numbers.len() < EXTENT_PAGE_BYTES / POINT_SIZE,
+                "{}",
+                numbers.len()
+            );
+        }
+    }
+
+    #[test]
+    fn recall_is_the_share_of_rows_in_the_lists_that_are_read() {
+        let curve = RecallCurve::measured(10, &[vec![1, 1, 1, 2], vec![1, 1, 3, 3], vec![]]);
+        let recalls: Vec<f32> = curve.points().iter().map(|point| point.recall).collect();
+        // All rows are found in three lists; the others are only known to exist.
+        assert_eq!(recalls, [0.625, 0.75, 1.0, 1.0]);
+        assert_eq!(curve.points()[3].nprobe, 10);
+        // Of 0.75 and 0.5: a deviation of 0.125 over the root of two.
+        assert!((curve.points()[0].error - 0.125 / 2f32.sqrt()).abs() < 1e-6);
+        assert_eq!(curve.recall(2), 0.75);
+        assert_eq!(curve.recall(7), 1.0);
+        assert_eq!((curve.nprobe(0.5), curve.nprobe(0.625)), (1, 3));
+        assert_eq!(curve.nprobe(1.0), 3);
+    }
+
+    #[test]
+    fn without_queries_all_lists_are_read() {
+        for curve in [RecallCurve::unmeasured(7), RecallCurve::measured(7, &[])] {
+            assert_eq!(curve.nprobe(0.1), 7);
+            assert_eq!(curve.recall(6), 0.0);
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! Functions for those who look after an index: its relations opened for them, and
+//! those that measure its recall or read it into memory.
+
+use faiss_ivf::CodeScanner;
+use ivf_store::{ListCursor, ListPage, Meta, PageStore, RecallCurve, Tid, list_entries};
+use pgrx::iter::TableIterator;
+use pgrx::{PgSqlErrorCode, check_for_interrupts, name, pg_extern, pg_sys};
+
+use super::build::random_stamp;
+use super::cache;
+use super::opclass::OpClass;
+use super::random::Random;
+use super::recall::{NEIGHBOURS, Nearest, ranks};
+use super::report::{OrRaise, Report};
+use super::statistics::rounded;
+use super::storage::RelationStore;
+use super::vector;
+
+const ACCESS_METHOD: &[u8] = b"faiss_ivf";
+/// Rows that a calibration takes for queries when it is given none.
+const SAMPLED_QUERIES: u64 = 256;
+
+/// An index of this access method and its table, open and locked; closed with the
+/// locks kept until the end of the transaction.
+pub(super) struct OpenIndex {
+    pub heap: pg_sys::Relation,
+    pub index: pg_sys::Relation,
+}
+
+/// What somebody wants to do with an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// For its owner and members of `pg_stat_scan_tables`.
+    Look,
+    /// For its owner.
+    Change,
+}
+
+impl OpenIndex {
+    /// Opens the index `oid`, or raises an ERROR.
+    pub fn open(oid: pg_sys::Oid, access: Access) -> Self {
+        let lock = match access {
+            Access::Look => pg_sys::AccessShareLock,
+            Access::Change => pg_sys::ShareUpdateExclusiveLock,
+        } as pg_sys::LOCKMODE;
+        // SAFETY: looks the relation up; the table is locked first, as everywhere.
+        unsafe {
+            check_kind(oid);
+            check_rights(oid, access);
+            let heap = pg_sys::IndexGetRelation(oid, false);
+            let open = Self {
+                heap: pg_sys::table_open(heap, lock),
+                index: pg_sys::index_open(oid, lock),
+            };
+            open.check_temporary();
+            open
+        }
+    }
+
+    pub fn store(&self) -> RelationStore {
+        // SAFETY: the index is open as long as this.
+        unsafe { RelationStore::open(self.index) }
+    }
+
+    /// # Safety
+    /// Both relations must be open.
+    unsafe fn check_temporary(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let index = &*self.index;
+            let persistence = (*index.rd_rel).relpersistence;
+            if persistence == pg_sys::RELPERSISTENCE_TEMP as std::ffi::c_char
+                && !index.rd_islocaltemp
+            {
+                Report::new(
+                    PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                    "cannot access temporary indexes of other sessions",
+                )
+                .raise();
+            }
+        }
+    }
+}
+
+impl Drop for OpenIndex {
+    fn drop(&mut self) {
+        // An ERROR closes them by itself.
+        if !std::thread::panicking() {
+            // SAFETY: they are open; the locks stay.
+            unsafe {
+                pg_sys::index_close(self.index, pg_sys::NoLock as pg_sys::LOCKMODE);
+                pg_sys::table_close(self.heap, pg_sys::NoLock as pg_sys::LOCKMODE);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// Needs a transaction.
+unsafe fn check_kind(oid: pg_sys::Oid) {
+    // SAFETY: look-ups by oid; a name that is found ends in NUL.
+    unsafe {
+        let name = pg_sys::get_rel_name(oid);
+        if name.is_null() {
+            Report::new(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+                format!("relation with OID {} does not exist", oid.to_u32()),
+            )
+            .raise();
+        }
+        let name = std::ffi::CStr::from_ptr(name).to_string_lossy();
+        let kind = pg_sys::get_rel_relkind(oid) as u8;
+        if kind == pg_sys::RELKIND_PARTITIONED_INDEX {
+            Report::new(
+                PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+                format!("\"{name}\" is a partitioned index"),
+            )
+            .hint("Name the index of a partition; pg_partition_tree lists them.")
+            .raise();
+        }
+        let method = pg_sys::get_am_name(pg_sys::get_rel_relam(oid));
+        let is_ours = kind == pg_sys::RELKIND_INDEX
+            && !method.is_null()
+            && std::ffi::CStr::from_ptr(method).to_bytes() == ACCESS_METHOD;
+        if !is_ours {
+            Report::new(
+                PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
+                format!("\"{name}\" is not a faiss_ivf index"),
+            )
+            .raise();
+        }
+    }
+}
+
+/// # Safety
+/// Needs a transaction.
+unsafe fn check_rights(oid: pg_sys::Oid, access: Access) {
+    // SAFETY: look-ups by oid.
+    let may = unsafe {
+        let user = pg_sys::GetUserId();
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        let owns = pg_sys::pg_class_ownercheck(oid, user);
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        let owns = pg_sys::object_ownercheck(pg_sys::RelationRelationId, oid, user);
+        let scans = pg_sys::Oid::from(pg_sys::ROLE_PG_STAT_SCAN_TABLES);
+        owns || (access == Access::Look && pg_sys::has_privs_of_role(user, scans))
+    };
+    if !may {
+        // SAFETY: as above.
+        let kind = pg_sys::ObjectType::OBJECT_INDEX;
+        unsafe {
+            pg_sys::aclcheck_error(
+                pg_sys::AclResult::ACLCHECK_NOT_OWNER,
+                kind,
+                pg_sys::get_rel_name(oid),
+            );
+        }
+    }
+}
+
+/// Calls `visit` with every page of every list, and the number of the list.
+pub(super) fn visit_pages(
+    open: &OpenIndex,
+    meta: &Meta,
+    mut visit: impl FnMut(u32, &ListPage<'_>),
+) {
+    let store = open.store();
+    // SAFETY: the index is open.
+    let entries = unsafe { list_entries(&store, &meta.directory, meta.lists).or_raise(open.index) };
+    for (list, entry) in (0..).zip(entries) {
+        let mut cursor = ListCursor::new(list, entry.first);
+        loop {
+            check_for_interrupts!();
+            let more = cursor.advance(&store, meta.layout(), |page| visit(list, page));
+            // SAFETY: as above.
+            if !unsafe { more.or_raise(open.index) } {
+                break;
+            }
+        }
+    }
+}
+
+/// Queries whose exact neighbours are looked for in an index.
+struct Queries {
+    /// `(queries, dimensions)`, as they are compared.
+    vectors: Vec<f32>,
+    /// The row that each is of, if it is of one.
+    tids: Vec<Option<Tid>>,
+}
+
+impl Queries {
+    /// Those of an array of `vector`.
+    ///
+    /// # Safety
+    /// `array` must be a `vector[]`.
+    unsafe fn of_array(array: pg_sys::Datum, dimensions: u32, opclass: &OpClass) -> Self {
+        let mut queries = Self {
+            vectors: Vec::new(),
+            tids: Vec::new(),
+        };
+        // SAFETY: the caller's promise; vector is a varlena aligned as an integer.
+        let elements = unsafe {
+            let array = pg_sys::pg_detoast_datum(array.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
+            let (mut values, mut nulls, mut count) =
+                (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+            pg_sys::deconstruct_array(
+                array,
+                (*array).elemtype,
+                -1,
+                false,
+                pg_sys::TYPALIGN_INT as std::ffi::c_char,
+                &mut values,
+                &mut nulls,
+                &mut count,
+            );
+            let count = count as usize;
+            let nulls = std::slice::from_raw_parts(nulls, count);
+            std::slice::from_raw_parts(values, count).iter().zip(nulls)
+        };
+        for (value, is_null) in elements {
+            // SAFETY: a vector that is not NULL.
+            if !is_null
+                && unsafe {
+                    opclass.read_with(
+                        vector::read_vector,
+                        *value,
+                        dimensions,
+                        &mut queries.vectors,
+                    )
+                }
+            {
+                queries.tids.push(None);
+            }
+        }
+        if queries.tids.is_empty() {
+            Report::new(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                "there are no query vectors",
+            )
+            .hint("Leave the argument out to take rows of the index.")
+            .raise();
+        }
+        queries
+    }
+
+    /// Random rows of the index (algorithm R of Vitter, 1985).
+    fn sample(open: &OpenIndex, meta: &Meta) -> Self {
+        let mut random = Random::new(random_stamp());
+        let size = meta.layout().code_size();
+        let mut chosen: Vec<(Tid, Vec<u8>)> = Vec::new();
+        let mut seen = 0;
+        visit_pages(open, meta, |_, page| {
+            for (entry, code) in page.codes().chunks_exact(size).enumerate() {
+                let place = match seen {
+                    few if few < SAMPLED_QUERIES => few,
+                    _ => random.below((seen + 1).min(1 << 32)),
+                } as usize;
+                seen += 1;
+                let row = || (page.tid(entry), code.to_vec());
+                if place == chosen.len() && seen <= SAMPLED_QUERIES {
+                    chosen.push(row());
+                } else if let Some(old) = chosen.get_mut(place) {
+                    *old = row();
+                }
+            }
+        });
+        let mut queries = Self {
+            vectors: Vec::new(),
+            tids: Vec::new(),
+        };
+        // SAFETY: the index is open.
+        let codec = unsafe { OpClass::of(open.index) }.codec();
+        for (tid, code) in chosen {
+            let decoded = codec.decode(meta.dimensions as usize, &code, &mut queries.vectors);
+            // SAFETY: as above.
+            unsafe { decoded.or_raise(open.index) };
+            queries.tids.push(Some(tid));
+        }
+        queries
+    }
+
+    /// The exact nearest rows of each in the index.
+    fn nearest(&self, open: &OpenIndex, meta: &Meta) -> Vec<Nearest> {
+        // SAFETY: the index is open.
+        let opclass = unsafe { OpClass::of(open.index) };
+        let dimensions = meta.dimensions as usize;
+        let scanners: Vec<Box<dyn CodeScanner>> = self
+            .vectors
+            .chunks_exact(dimensions)
+            // SAFETY: as above.
+            .map(|query| unsafe {
+                opclass
+                    .codec()
+                    .scanner(opclass.metric(), query)
+                    .or_raise(open.index)
+            })
+            .collect();
+        let mut nearest = vec![Nearest::new(NEIGHBOURS); scanners.len()];
+        let mut distances = Vec::new();
+        let mut failed = Ok(());
+        visit_pages(open, meta, |list, page| {
+            distances.resize(page.len(), 0.0);
+            for ((scanner, nearest), own) in scanners.iter().zip(&mut nearest).zip(&self.tids) {
+                if let Err(error) = scanner.scan(page.codes(), page.len(), &mut distances) {
+                    failed = Err(error);
+                    return;
+                }
+                for (entry, &distance) in distances.iter().enumerate() {
+                    if *own != Some(page.tid(entry)) {
+                        nearest.offer(opclass.key(distance), list);
+                    }
+                }
+            }
+        });
+        // SAFETY: as above.
+        unsafe { failed.or_raise(open.index) };
+        nearest
+    }
+}
+
+/// `sight_index_calibrate(index regclass, queries vector[])`: measures how many lists a
+/// search must read, with these queries or with rows of the index, and keeps the result.
+#[pg_extern(sql = "
+CREATE FUNCTION sight_index_calibrate(
+    index regclass, queries vector[] DEFAULT NULL,
+    OUT nprobe integer, OUT recall double precision, OUT standard_error double precision
+) RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+")]
+fn sight_index_calibrate(
+    index: Option<pg_sys::Oid>,
+    queries: Option<pgrx::AnyElement>,
+) -> TableIterator<
+    'static,
+    (
+        name!(nprobe, i32),
+        name!(recall, f64),
+        name!(standard_error, f64),
+    ),
+> {
+    let Some(index) = index else {
+        return TableIterator::new(Vec::new());
+    };
+    // SAFETY: a constant that ends in NUL.
+    unsafe { pg_sys::PreventCommandDuringRecovery(c"sight_index_calibrate()".as_ptr()) };
+    let open = OpenIndex::open(index, Access::Change);
+    let store = open.store();
+    // SAFETY: the index is open for all that follows.
+    let curve = unsafe {
+        let meta = Meta::read(&store).or_raise(open.index);
+        let opclass = OpClass::of(open.index);
+        let mut queries = match queries {
+            Some(array) => Queries::of_array(array.datum(), meta.dimensions, opclass),
+            None => Queries::sample(&open, &meta),
+        };
+        opclass
+            .make_comparable(meta.dimensions as usize, &mut queries.vectors)
+            .or_raise(open.index);
+        let curve = if meta.lists > 1 {
+            let nearest = queries.nearest(&open, &meta);
+            let all = cache::with_lists(open.index, &store, &meta, |lists| {
+                let rows = queries.vectors.chunks_exact(meta.dimensions as usize);
+                rows.zip(&nearest)
+                    .map(|(query, nearest)| ranks(opclass, query, lists.centroids, nearest))
+                    .collect::<Result<Vec<_>, _>>()
+            });
+            let curve = RecallCurve::measured(meta.lists, &all.or_raise(open.index));
+            (curve.replace(&store, &meta, random_stamp())).or_raise(open.index);
+            curve
+        } else {
+            RecallCurve::unmeasured(1)
+        };
+        // Plans were made for the old curve.
+        pg_sys::CacheInvalidateRelcache(open.index);
+        curve
+    };
+    let rows: Vec<_> = curve
+        .points()
+        .iter()
+        .map(|point| {
+            let (recall, error) = (rounded(point.recall), rounded(point.error));
+            (point.nprobe as i32, recall, error)
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+/// `sight_index_prewarm(index regclass) → bigint`: reads all pages of the index into the
+/// buffers, as far as they have room, and returns how many there are.
+#[pg_extern(sql = "
+CREATE FUNCTION sight_index_prewarm(index regclass) RETURNS bigint
+    LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+")]
+fn sight_index_prewarm(index: pg_sys::Oid) -> i64 {
+    let open = OpenIndex::open(index, Access::Look);
+    let store = open.store();
+    let blocks = store.block_count();
+    for block in 0..blocks {
+        check_for_interrupts!();
+        // SAFETY: the index is open.
+        drop(unsafe { store.read(block).or_raise(open.index) });
+    }
+    i64::from(blocks)
+}

@@ -1,0 +1,188 @@
+//! `sight_index_stats`: what an index holds and how its lists are.
+
+use ivf_store::{Extent, Meta, PAGE_SIZE, PageStore, RecallCurve, Tid};
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::iter::TableIterator;
+use pgrx::{JsonB, check_for_interrupts, name, pg_extern, pg_sys};
+use serde_json::json;
+
+use super::admin::{Access, OpenIndex, visit_pages};
+use super::options;
+use super::probes::Probes;
+use super::report::OrRaise;
+use super::vacuum::item_pointer;
+
+/// An index whose table has grown so many times beyond what its number of lists was
+/// chosen for wants to be built anew.
+const GROWTH: u32 = 4;
+
+/// Counts over all lists.
+struct Counts {
+    /// Entries of each list.
+    entries: Vec<u64>,
+    /// Entries of rows that no transaction can see any more.
+    dead: u64,
+    list_pages: u64,
+    /// Bytes of list pages in which entries have room.
+    free: u64,
+}
+
+impl Counts {
+    fn of(open: &OpenIndex, meta: &Meta) -> Self {
+        let mut counts = Self {
+            entries: vec![0; meta.lists as usize],
+            dead: 0,
+            list_pages: 0,
+            free: 0,
+        };
+        let layout = meta.layout();
+        let mut tids = Vec::new();
+        let mut rows_of_list = u32::MAX;
+        visit_pages(open, meta, |list, page| {
+            // What a page holds is looked up when its lock is given back.
+            if list != rows_of_list {
+                rows_of_list = list;
+                counts.dead += count_dead(open, &mut tids);
+            }
+            counts.entries[list as usize] += page.len() as u64;
+            counts.list_pages += 1;
+            let room = layout.capacity() - page.len();
+            counts.free += (room * (layout.code_size() + layout.record_size())) as u64;
+            tids.extend((0..page.len()).map(|entry| page.tid(entry)));
+        });
+        counts.dead += count_dead(open, &mut tids);
+        counts
+    }
+
+    fn total(&self) -> u64 {
+        self.entries.iter().sum()
+    }
+
+    /// FAISS's imbalance factor: 1 where all lists are equally long, `lists` where one
+    /// has everything; how much more a search scans than it would in equal lists.
+    fn imbalance(&self) -> f64 {
+        let total = self.total() as f64;
+        if total == 0.0 {
+            return 1.0;
+        }
+        let squares: f64 = self.entries.iter().map(|&n| n as f64 * n as f64).sum();
+        squares * self.entries.len() as f64 / (total * total)
+    }
+}
+
+/// A share to four digits behind the point, which is more than was measured.
+pub(super) fn rounded(share: f32) -> f64 {
+    (f64::from(share) * 1e4).round() / 1e4
+}
+
+/// How many of these rows are dead to all transactions; empties `tids`.
+fn count_dead(open: &OpenIndex, tids: &mut Vec<Tid>) -> u64 {
+    let mut count = 0;
+    for tid in tids.drain(..) {
+        check_for_interrupts!();
+        let (mut pointer, mut all_dead) = (item_pointer(tid), false);
+        // SAFETY: the table is open, and a function runs under an active snapshot.
+        unsafe {
+            pg_sys::table_index_fetch_tuple_check(
+                open.heap,
+                &mut pointer,
+                pg_sys::GetActiveSnapshot(),
+                &mut all_dead,
+            );
+        }
+        count += u64::from(all_dead);
+    }
+    count
+}
+
+/// `sight_index_stats(index regclass)`: one row about an index.
+#[pg_extern(sql = "
+CREATE FUNCTION sight_index_stats(
+    index regclass,
+    OUT lists integer, OUT entries bigint, OUT dead bigint, OUT empty_lists integer,
+    OUT longest_list bigint, OUT imbalance double precision,
+    OUT total_bytes bigint, OUT centroid_bytes bigint, OUT directory_bytes bigint,
+    OUT list_bytes bigint, OUT free_bytes bigint,
+    OUT training_rows bigint, OUT trained_at timestamptz, OUT wants_reindex boolean,
+    OUT target_recall double precision, OUT nprobe integer, OUT expected_recall double precision,
+    OUT recall_curve jsonb
+) RETURNS SETOF record
+    LANGUAGE c VOLATILE STRICT ROWS 1 PARALLEL RESTRICTED AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+")]
+#[expect(clippy::type_complexity, reason = "a row of many columns")]
+fn sight_index_stats(
+    index: pg_sys::Oid,
+) -> TableIterator<
+    'static,
+    (
+        name!(lists, i32),
+        name!(entries, i64),
+        name!(dead, i64),
+        name!(empty_lists, i32),
+        name!(longest_list, i64),
+        name!(imbalance, f64),
+        name!(total_bytes, i64),
+        name!(centroid_bytes, i64),
+        name!(directory_bytes, i64),
+        name!(list_bytes, i64),
+        name!(free_bytes, i64),
+        name!(training_rows, i64),
+        name!(trained_at, Option<TimestampWithTimeZone>),
+        name!(wants_reindex, bool),
+        name!(target_recall, f64),
+        name!(nprobe, i32),
+        name!(expected_recall, f64),
+        name!(recall_curve, JsonB),
+    ),
+> {
+    let open = OpenIndex::open(index, Access::Look);
+    let store = open.store();
+    // SAFETY: the index is open for all that follows.
+    let (meta, curve, probes, target, wanted, counts) = unsafe {
+        let meta = Meta::read(&store).or_raise(open.index);
+        let curve = RecallCurve::read(&store, &meta).or_raise(open.index);
+        let probes = Probes::choose(open.index, &store, &meta).or_raise(open.index);
+        let target = options::target_recall(open.index);
+        let counts = Counts::of(&open, &meta);
+        let wanted = options::lists(open.index, counts.total() as f64);
+        (meta, curve, probes, target, wanted, counts)
+    };
+    let pages = |pages: u64| (pages * PAGE_SIZE as u64) as i64;
+    let extent = |extent: &Extent| pages(extent.blocks.into());
+    let points = curve.points().iter().map(|point| {
+        let (recall, error) = (rounded(point.recall), rounded(point.error));
+        json!({"nprobe": point.nprobe, "recall": recall, "standard_error": error})
+    });
+    let row = (
+        meta.lists as i32,
+        counts.total() as i64,
+        counts.dead as i64,
+        counts
+            .entries
+            .iter()
+            .filter(|entries| **entries == 0)
+            .count() as i32,
+        counts.entries.iter().max().copied().unwrap_or(0) as i64,
+        counts.imbalance(),
+        pages(store.block_count().into()),
+        extent(&meta.centroids),
+        extent(&meta.directory),
+        pages(counts.list_pages),
+        counts.free as i64,
+        meta.training_rows as i64,
+        // The time of a single list says nothing.
+        (meta.lists > 1)
+            .then(|| TimestampWithTimeZone::try_from(meta.trained_at).ok())
+            .flatten(),
+        wanted > 1
+            && wanted
+                >= meta
+                    .lists
+                    .saturating_mul(if meta.lists == 1 { 2 } else { GROWTH }),
+        target,
+        probes.first as i32,
+        rounded(curve.recall(probes.first)),
+        JsonB(json!(points.collect::<Vec<_>>())),
+    );
+    TableIterator::new([row])
+}
