@@ -20,7 +20,9 @@ CREATE INDEX tmp_v ON tmp USING faiss_ivf (v vector_ip_ops) WITH (lists = 5);
 INSERT INTO tmp SELECT i, pair(i) FROM generate_series(1501, 3000) i;
 DELETE FROM tmp WHERE id % 2 = 0;
 VACUUM tmp;
+SET faiss_ivf.nprobe = 5;
 SELECT count(*) FROM (SELECT id FROM tmp ORDER BY v <#> '[1,1]') s;
+RESET faiss_ivf.nprobe;
 
 -- concurrently, partial, on an expression
 CREATE TABLE p (id int, kind int, v vector(2), a real[]);

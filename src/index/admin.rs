@@ -146,8 +146,8 @@ unsafe fn check_rights(oid: pg_sys::Oid, access: Access) {
         owns || (access == Access::Look && pg_sys::has_privs_of_role(user, scans))
     };
     if !may {
-        // SAFETY: as above.
         let kind = pg_sys::ObjectType::OBJECT_INDEX;
+        // SAFETY: as above.
         unsafe {
             pg_sys::aclcheck_error(
                 pg_sys::AclResult::ACLCHECK_NOT_OWNER,
@@ -218,17 +218,12 @@ impl Queries {
             std::slice::from_raw_parts(values, count).iter().zip(nulls)
         };
         for (value, is_null) in elements {
+            if *is_null {
+                continue;
+            }
+            let vectors = &mut queries.vectors;
             // SAFETY: a vector that is not NULL.
-            if !is_null
-                && unsafe {
-                    opclass.read_with(
-                        vector::read_vector,
-                        *value,
-                        dimensions,
-                        &mut queries.vectors,
-                    )
-                }
-            {
+            if unsafe { opclass.read_with(vector::read_vector, *value, dimensions, vectors) } {
                 queries.tids.push(None);
             }
         }

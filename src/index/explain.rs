@@ -38,12 +38,15 @@ unsafe extern "C-unwind" fn explain_node(
         if !(*state).analyze || (*node).type_ != pg_sys::NodeTag::T_IndexScanState {
             return;
         }
-        let Some(scan) = (*node.cast::<pg_sys::IndexScanState>()).iss_ScanDesc.as_ref() else {
+        let Some(scan) = (*node.cast::<pg_sys::IndexScanState>())
+            .iss_ScanDesc
+            .as_ref()
+        else {
             return;
         };
         let begin = (*(*scan.indexRelation).rd_indam).ambeginscan;
-        let is_ours = begin
-            .is_some_and(|begin| std::ptr::fn_addr_eq(begin, scan::ambeginscan as BeginScan));
+        let is_ours =
+            begin.is_some_and(|begin| std::ptr::fn_addr_eq(begin, scan::ambeginscan as BeginScan));
         if !is_ours || scan.opaque.is_null() {
             return;
         }

@@ -32,12 +32,6 @@ impl Entry {
         read(&format!("decoded/{}.png", self.file))
     }
 
-    /// How far samples may be from Pillow's: it cuts colours of 5 bits off where the
-    /// image crate rounds them.
-    fn bound(&self) -> u8 {
-        u8::from(matches!(self.file.as_str(), "16.bmp" | "16-masks.bmp"))
-    }
-
     /// Whether Pillow refuses what the image crate fills with the first colour: pixels
     /// that a run-length code leaves out.
     fn has_gaps(&self) -> bool {
@@ -64,11 +58,10 @@ fn read(name: &str) -> Picture {
     Picture::decode(&bytes, &LIMITS).unwrap()
 }
 
-fn assert_same(name: &str, picture: &Picture, expected: &Picture, bound: u8) {
+fn assert_same(name: &str, picture: &Picture, expected: &Picture) {
     let size = |picture: &Picture| (picture.width, picture.height);
     assert_eq!(size(picture), size(expected), "{name}");
-    let first = (0..picture.samples.len())
-        .find(|at| picture.samples[*at].abs_diff(expected.samples[*at]) > bound);
+    let first = (0..picture.samples.len()).find(|at| picture.samples[*at] != expected.samples[*at]);
     if let Some(at) = first {
         let (pixel, channel) = (at / 3, at % 3);
         panic!(
@@ -100,7 +93,7 @@ fn pixels_are_those_of_pillow() {
             Ok(_) if entry.has_gaps() => {}
             Ok(picture) => {
                 assert!(!entry.refused, "{} is not refused", entry.file);
-                assert_same(&entry.file, &picture, &entry.expected(), entry.bound());
+                assert_same(&entry.file, &picture, &entry.expected());
             }
             Err(error) => {
                 assert!(entry.refused, "{}: {error}", entry.file);
@@ -133,8 +126,7 @@ fn assert_resized(side: usize, strip: &str, entries: &[Entry]) {
             let (channel, place) = (at / (side * side), at % (side * side));
             let sample = (f64::from(*value) * STD[channel] + MEAN[channel]) * 255.0;
             let difference = (sample - f64::from(expected[place * 3 + channel])).abs();
-            let bound = f64::from(entry.bound()) + 1e-3;
-            assert!(difference < bound, "{}: {sample} at {place}", entry.file);
+            assert!(difference < 1e-3, "{}: {sample} at {place}", entry.file);
         }
     }
 }
@@ -178,7 +170,7 @@ fn a_file_that_ends_too_early_is_refused_or_whole() {
             let name = format!("{} to {length}", entry.file);
             match Picture::decode(&bytes[..length], &LIMITS) {
                 Ok(picture) if entry.turns_late() => assert!(picture.width > 0),
-                Ok(picture) => assert_same(&name, &picture, &expected, entry.bound()),
+                Ok(picture) => assert_same(&name, &picture, &expected),
                 Err(error) => {
                     assert_refusal(&name, &error);
                     refused += 1;
