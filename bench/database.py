@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import psycopg
+from measuring import clock
 from psycopg.adapt import Dumper, Loader
 from psycopg.pq import Format
 from psycopg.types import TypeInfo
@@ -79,7 +80,7 @@ def await_server(connection, threads):
     for _ in range(100):
         connection.execute("SELECT pg_sleep(0.1)")
         try:
-            connection.execute("SELECT embed('ready?', %s)", [MODEL])
+            connection.execute("SELECT sight_model_load(%s)", [MODEL])
         except psycopg.OperationalError:
             if connection.closed:
                 raise
@@ -88,6 +89,20 @@ def await_server(connection, threads):
         if status[1] == threads:
             return status[0]
     raise TimeoutError(f"the model server does not come up with {threads} threads")
+
+
+class Client:
+    """pg_sight from a client of PostgreSQL, as a candidate; methods are called by name."""
+
+    def __init__(self, connection, server):
+        self.connection = connection
+        # Those whose memory counts: the client is the benchmark itself.
+        self.service = [server, connection.info.backend_pid]
+        self.pids = [*self.service, os.getpid()]
+
+    def call(self, method, *args):
+        """Result of a method, and the seconds it took."""
+        return clock(lambda: getattr(self, method)(*args))
 
 
 def embed_batch(connection, texts):

@@ -7,38 +7,34 @@ same texts, in turns, in one run. See README.md.
 import argparse
 import os
 import sys
-import time
 from dataclasses import dataclass, field
 from statistics import median
 
 import database
 import glosses
 import numpy as np
+import peers
 import psycopg
 from measuring import (
     Report,
     Watch,
     add_watch_options,
-    cpu_seconds,
     in_turns,
     markdown_table,
+    memory_table,
     ratios,
     spread,
+    timed,
 )
 
 OURS = "pg_sight"
 PEER = "sentence-transformers"
-PEER_BATCH = 32
 # Seconds; OpenMP's threads spin for a few milliseconds after their last work.
 REST = 0.02
 
 
-class Sql:
+class Sql(database.Client):
     """pg_sight, from a client of PostgreSQL."""
-
-    def __init__(self, connection, server):
-        self.connection = connection
-        self.pids = [server, connection.info.backend_pid, os.getpid()]
 
     def batch(self, texts):
         return database.embed_batch(self.connection, texts)
@@ -49,28 +45,6 @@ class Sql:
         return row.fetchone()[0]
 
 
-class SentenceTransformers:
-    """The peer, in this process."""
-
-    def __init__(self, model, threads):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        # Here, as the peer need not be installed.
-        import sentence_transformers
-        import torch
-
-        torch.set_num_threads(threads)
-        self.model = sentence_transformers.SentenceTransformer(str(model), device="cpu")
-        packages = (sentence_transformers, torch)
-        self.versions = ", ".join(f"{package.__name__} {package.__version__}" for package in packages)
-        self.pids = [os.getpid()]
-
-    def batch(self, texts):
-        return self.model.encode(texts, batch_size=PEER_BATCH, show_progress_bar=False)
-
-    def single(self, text):
-        return self.batch([text])[0]
-
-
 @dataclass
 class Times:
     """Seconds of one candidate, in all of one round or for each single text."""
@@ -79,20 +53,13 @@ class Times:
     cpu: list = field(default_factory=list)
 
 
-def timed(work, pids):
-    """Result of work(), its duration and the processor time of the processes, in seconds."""
-    cpu, start = cpu_seconds(pids), time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - start, cpu_seconds(pids) - cpu
-
-
 def measure_round(candidates, arrays):
     """Embeds all arrays once; returns (wall, cpu) seconds and the vectors by candidate."""
     vectors = {name: [] for name in candidates}
     sums = {name: np.zeros(2) for name in candidates}
 
     def embed(candidate, texts):
-        return timed(lambda: candidate.batch(texts), candidate.pids)
+        return timed(lambda: candidate.call("batch", texts), candidate.pids)
 
     for name, (embeddings, wall, cpu) in in_turns(candidates, arrays, embed, REST):
         vectors[name].append(embeddings)
@@ -121,7 +88,7 @@ def measure_singles(candidates, texts):
     seconds = {name: [] for name in candidates}
 
     def embed(candidate, text):
-        return timed(lambda: candidate.single(text), [])[1]
+        return candidate.call("single", text)[1]
 
     for name, duration in in_turns(candidates, texts, embed, REST):
         seconds[name].append(duration)
@@ -170,15 +137,18 @@ def run(args):
         server = database.start_model_server(connection, args.model, args.threads)
         candidates = {OURS: Sql(connection, server)}
         if not args.without_peer:
-            candidates[PEER] = SentenceTransformers(args.model, args.threads)
+            candidates[PEER] = peers.Process(peers.SentenceTransformers, args.model, args.threads)
         for candidate in candidates.values():
-            candidate.batch(batched[:64])
-            candidate.single(batched[0])
+            candidate.call("batch", batched[:64])
+            candidate.call("single", batched[0])
         watch = Watch(args.others, args.patience)
         pids = [server, os.getpid(), *database.processes(connection)]
+        if PEER in candidates:
+            pids += candidates[PEER].pids
         times, vectors = measure_batches(watch, pids, candidates, arrays, args.rounds)
         seconds = watch.take(lambda: measure_singles(candidates, alone), pids)
-        report.add(batch_table(times, len(batched)), single_table(seconds))
+        memory = memory_table({name: candidate.service for name, candidate in candidates.items()})
+        report.add(batch_table(times, len(batched)), single_table(seconds), memory)
         conditions = [
             f"{len(batched):,} WordNet glosses of {median(map(len, batched)):.0f} characters (median) "
             f"in arrays of {args.array}, {args.rounds} rounds; {len(alone)} others one at a time",
@@ -188,7 +158,7 @@ def run(args):
     if PEER in candidates:
         difference = np.abs(vectors[OURS] - vectors[PEER]).max()
         report.add(f"Greatest difference of an element of a vector: {difference:.1e}")
-        conditions.append(f"{candidates[PEER].versions}, batches of {PEER_BATCH}")
+        conditions.append(f"{candidates[PEER].versions}, batches of {peers.BATCH}")
     report.finish(watch, conditions, args.save)
 
 
@@ -223,5 +193,5 @@ if __name__ == "__main__":
         run(arguments())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (glosses.MissingGlosses, psycopg.Error, ImportError, TimeoutError) as error:
+    except (glosses.MissingGlosses, psycopg.Error, RuntimeError, TimeoutError) as error:
         sys.exit(f"error: {str(error).strip()}")

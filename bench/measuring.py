@@ -42,6 +42,29 @@ def cpu_seconds(pids):
     return total / TICKS_PER_SECOND
 
 
+def peak_memory(pids):
+    """Sum of the most memory, in bytes, that each of these processes ever had resident."""
+    total = 0
+    for pid in pids:
+        status = Path(f"/proc/{pid}/status").read_text()
+        total += next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    return 1024 * total
+
+
+def timed(call, pids):
+    """What call() returns, its result and seconds, and the processor time of the processes."""
+    before = cpu_seconds(pids)
+    result, wall = call()
+    return result, wall, cpu_seconds(pids) - before
+
+
+def clock(work):
+    """Result of work(), and the seconds it took."""
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
 def machine_cpu_seconds():
     """Processor time of all processes, and what the host took away; see proc_stat(5)."""
     user, nice, system, _, _, _, _, steal = Path("/proc/stat").read_text().split()[1:9]
@@ -128,6 +151,16 @@ def add_watch_options(parser):
 def ratios(these, those):
     """Quotients of two equally long series."""
     return [this / that for this, that in zip(these, those, strict=True)]
+
+
+def memory_table(services):
+    """Peak memory by candidate, of the processes given for each; the ratio is to the second."""
+    peaks = {name: peak_memory(pids) for name, pids in services.items()}
+    rows = [[name, f"{peak / 1e6:,.0f}"] for name, peak in peaks.items()]
+    if len(peaks) == 2:
+        first, second = peaks.values()
+        rows.append(["**ratio**", f"{first / second:.2f}"])
+    return markdown_table(["memory", "peak MB"], rows)
 
 
 def spread(values, digits):

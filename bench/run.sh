@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Runs the benchmarks in a private cluster that is removed afterwards.
 #
-#   bench/run.sh                      both, with their defaults
-#   bench/run.sh embed [OPTION]...    embed.py
-#   bench/run.sh index [OPTION]...    index.py
+#   bench/run.sh                        all, with their defaults
+#   bench/run.sh embed [OPTION]...      embed.py
+#   bench/run.sh caption [OPTION]...    caption.py
+#   bench/run.sh index [OPTION]...      index.py
 #
-# --save writes the report to bench/results-embed.md or results-index.md too.
+# --save writes the report to bench/results-NAME.md too; --model takes a model's
+# directory or one of the sizes minilm, mpnet-base, blip-base and blip-large.
 # scripts/bench.sh, or make bench, sets up and installs first.
 #
 #   PG_SIGHT_BENCH_VENV   a Python environment of yours with requirements.txt,
@@ -47,9 +49,9 @@ download_wordnet() {
 
 get_peer() {
     if [ -n "${PG_SIGHT_BENCH_VENV:-}" ] || cmp -s "$BENCH/requirements.txt" "$PEER_VENV/requirements.txt"; then
-        already "sentence-transformers"
+        already "transformers and torch"
     else
-        step peer "sentence-transformers and torch (3 GB, 6 GB on disk)" make_peer
+        step peer "transformers and torch (3 GB, 6 GB on disk)" make_peer
     fi
 }
 
@@ -93,35 +95,102 @@ discard_cluster() {
     rm -rf "$DEMO_HOME" "$SOCKET"
 }
 
-# benchmark NAME PYTHON OPTION...
-benchmark() {
-    local name=$1 python=$2 option options=()
-    shift 2
+# A model of full size with random weights, whose speed is that of trained ones.
+get_random_model() {
+    local folder=$CACHE/bench/models/$1
+    if [ -f "$folder/made" ]; then
+        already "Random $1"
+    else
+        step "random-$1" "Random $1" make_random_model "$1" "$folder"
+    fi
+}
+
+make_random_model() {
+    rm -rf "$2"
+    mkdir -p "$(dirname "$2")"
+    "$PEER_VENV/bin/python" -B "$REPO/tools/compare/random_model.py" "$1" "$2" --tokenizer "$PG_SIGHT_MINILM"
+    # The user who runs PostgreSQL reads it.
+    chmod -R a+rX "$CACHE/bench/models"
+    touch "$2/made"
+}
+
+# with_model OPTION...: sets OPTIONS, in which sizes are replaced by directories.
+with_model() {
+    local previous='' option
+    OPTIONS=()
     for option; do
-        [ "$option" != --save ] || option=--save=$BENCH/results-$name.md
+        if [ "$previous" = --model ]; then
+            case $option in
+            minilm) option=$PG_SIGHT_MINILM ;;
+            mpnet-base | blip-base | blip-large)
+                get_peer >&2
+                get_random_model "$option" >&2
+                option=$CACHE/bench/models/$option
+                ;;
+            esac
+        fi
+        previous=$option
+        OPTIONS+=("$option")
+    done
+}
+
+# benchmark NAME REPORT PYTHON OPTION...
+benchmark() {
+    local name=$1 report=$2 python=$3 option options=()
+    shift 3
+    for option; do
+        [ "$option" != --save ] || option=--save=$BENCH/results-$report.md
         options+=("$option")
     done
-    say "" "Benchmark $name" >&2
-    "$python" -B "$BENCH/$name.py" --wordnet "$WORDNET" "${options[@]}"
+    say "" "Benchmark $report" >&2
+    "$python" -B "$BENCH/$name.py" "${options[@]}"
+}
+
+# Sets PEER_PYTHON to the environment that the options need.
+choose_python() {
+    PEER_PYTHON=$PEER_VENV/bin/python
+    local option
+    for option; do
+        [ "$option" != --without-peer ] || PEER_PYTHON=$PYTHON
+    done
+    [ "$PEER_PYTHON" = "$PYTHON" ] || get_peer >&2
 }
 
 bench_embed() {
-    local python=$PEER_VENV/bin/python option
-    for option; do
-        [ "$option" != --without-peer ] || python=$PYTHON
-    done
-    [ "$python" = "$PYTHON" ] || get_peer >&2
-    benchmark embed "$python" "$@"
+    choose_python "$@"
+    # Without a model named both sizes that the project promises something for.
+    case " $* " in
+    *" --model "*)
+        with_model "$@"
+        benchmark embed embed "$PEER_PYTHON" --wordnet "$WORDNET" "${OPTIONS[@]}"
+        ;;
+    *)
+        benchmark embed embed "$PEER_PYTHON" --wordnet "$WORDNET" "$@"
+        with_model --model mpnet-base --texts 1000 --singles 100 "$@"
+        benchmark embed embed-mpnet-base "$PEER_PYTHON" --wordnet "$WORDNET" "${OPTIONS[@]}"
+        ;;
+    esac
 }
 
-bench_index() { benchmark index "$PYTHON" --cache "$CACHE/bench" "$@"; }
+bench_caption() {
+    choose_python "$@"
+    local model=(--model blip-base)
+    case " $* " in
+    *" --model "*) model=() ;;
+    esac
+    with_model "${model[@]}" "$@"
+    "$PYTHON" "$REPO/tools/demo/draw.py" --count 16 "$CACHE/bench/pictures" >&2
+    benchmark caption caption "$PEER_PYTHON" --pictures "$CACHE/bench/pictures" "${OPTIONS[@]}"
+}
+
+bench_index() { benchmark index index "$PYTHON" --wordnet "$WORDNET" --cache "$CACHE/bench" "$@"; }
 
 choose_postgres
 PYTHON=${PG_SIGHT_VENV:-$VENV}/bin/python
 case ${1:-} in
-embed | index) benchmarks=("$1") && shift ;;
-"" | -*) benchmarks=(embed index) ;;
-*) fail "there is no benchmark \"$1\"; there are embed and index" ;;
+embed | caption | index) benchmarks=("$1") && shift ;;
+"" | -*) benchmarks=(embed caption index) ;;
+*) fail "there is no benchmark \"$1\"; there are embed, caption and index" ;;
 esac
 # Two at a time would disturb each other.
 mkdir -p "$CACHE/bench"

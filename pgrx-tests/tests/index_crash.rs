@@ -22,6 +22,7 @@ const INDEX: &str =
 /// A page of version 1: magic, page kind and number of entries.
 const MAGIC_AT: u64 = 8168 + 12;
 const COUNT_AT: u64 = 8168 + 8;
+const DATA_AT: u64 = 32;
 const PAGE_SIZE: u64 = 8192;
 
 fn cluster_with_index() -> (Cluster, Client) {
@@ -315,9 +316,13 @@ fn a_damaged_page_is_an_error_with_its_block_number() {
     let last = blocks as u64 - 1;
     let path = cluster.data().join(path);
     drop(client);
-    // The meta page, a page of a list, the directory, which is the last.
+    // The meta page, the centroids, the recall curve, a page of a list, the directory,
+    // which is the last.
     for (block, at, bytes) in [
         (0, MAGIC_AT, [1, 2, 3, 4]),
+        (1, MAGIC_AT, [1, 2, 3, 4]),
+        (2, MAGIC_AT, [1, 2, 3, 4]),
+        (2, DATA_AT, [0xff; 4]),
         (last - 1, COUNT_AT, [0xff; 4]),
         (last, MAGIC_AT, [0; 4]),
     ] {

@@ -1,0 +1,69 @@
+//! What a session can see of the work of its scans.
+
+use pg_sight_tests::Cluster;
+use postgres::Client;
+
+const TABLE: &str = "
+    CREATE EXTENSION pg_sight CASCADE;
+    CREATE TABLE item (id serial PRIMARY KEY, v vector(2));
+    INSERT INTO item (v) SELECT ARRAY[i % 40, i / 40]::vector FROM generate_series(1, 1600) i;
+    CREATE INDEX item_v ON item USING faiss_ivf (v vector_l2_ops) WITH (lists = 16);
+    ANALYZE item;
+    SET enable_seqscan = off;
+    SET enable_sort = off;
+    SET faiss_ivf.nprobe = 3;";
+
+fn last_scan(client: &mut Client) -> Option<(i64, i64, i64)> {
+    let rows = client
+        .query("SELECT * FROM sight_index_last_scan()", &[])
+        .unwrap();
+    rows.first().map(|row| (row.get(0), row.get(1), row.get(2)))
+}
+
+fn explain(client: &mut Client, options: &str, query: &str) -> String {
+    let rows = client
+        .query(&format!("EXPLAIN ({options}) {query}"), &[])
+        .unwrap();
+    let lines: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    lines.join("\n")
+}
+
+#[test]
+fn the_last_scan_and_explain_show_what_was_read() {
+    let cluster = Cluster::start(&[]);
+    let mut client = cluster.client();
+    client.batch_execute(TABLE).unwrap();
+    assert_eq!(last_scan(&mut client), None);
+    let query = "SELECT id FROM item ORDER BY v <-> '[5,5]' LIMIT 4";
+    client.query(query, &[]).unwrap();
+    let (lists, entries, rows) = last_scan(&mut client).unwrap();
+    assert_eq!((lists, rows), (3, 4));
+    assert!((100..800).contains(&entries), "{entries}");
+
+    let has_hook: bool = client
+        .query_one(
+            "SELECT current_setting('server_version_num')::int >= 180000",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    let shown = explain(&mut client, "ANALYZE", query);
+    assert_eq!(shown.contains("Lists Probed: 3\n"), has_hook, "{shown}");
+    assert_eq!(
+        shown.contains(&format!("Entries Scanned: {entries}\n")),
+        has_hook
+    );
+    // Without ANALYZE nothing was read.
+    assert!(!explain(&mut client, "COSTS", query).contains("Lists Probed"));
+    // Each scan of a nested loop counts.
+    let looped = "SELECT n.id FROM generate_series(1, 5) AS x, LATERAL
+        (SELECT id FROM item ORDER BY v <-> ARRAY[x, x]::vector LIMIT 1) AS n";
+    let shown = explain(&mut client, "ANALYZE", looped);
+    assert_eq!(shown.contains("Lists Probed: 15\n"), has_hook, "{shown}");
+    // Other indexes are left alone.
+    let shown = explain(&mut client, "ANALYZE", "SELECT id FROM item WHERE id = 7");
+    assert!(
+        shown.contains("item_pkey") && !shown.contains("Lists Probed"),
+        "{shown}"
+    );
+}
