@@ -12,7 +12,7 @@ SELECT lists, entries, dead, target_recall, nprobe BETWEEN 2 AND 40 AS few, expe
     training_rows > 6000 AS trained, trained_at > now() - interval '1 hour' AS lately, wants_reindex, imbalance BETWEEN 1 AND 4 AS balanced,
     total_bytes = pg_relation_size('item_v') AS complete, jsonb_array_length(recall_curve) > 5 AS curve FROM stats;
 -- nobody sets anything: recall is what was promised, as far as chance allows with other rows
-SELECT sight_index_recall('item_v', 10, 500) >= 0.93 AS kept;
+SELECT sight_index_recall('item_v', 10, 500) >= 0.92 AS kept;
 -- more is wanted, by the setting or by the index: more is read
 CREATE TEMP TABLE before AS SELECT nprobe FROM stats;
 SET faiss_ivf.target_recall = 0.999;
@@ -34,9 +34,13 @@ RESET faiss_ivf.nprobe;
 -- queries that are unlike the rows need other lists
 SELECT count(*) > 5 AS points, max(recall) AS most FROM sight_index_calibrate('item_v',
     (SELECT array_agg(array_fill(i, ARRAY[16])::vector) FROM generate_series(1, 60) AS i));
-SELECT sight_index_recall('item_v', 10, 100) > 0 AS works;
+SET faiss_ivf.nprobe = 1;
+SELECT sight_index_recall('item_v', 10, 200) BETWEEN 0.05 AND 0.9 AS low;
+SET faiss_ivf.nprobe = 64;
+SELECT sight_index_recall('item_v', 10, 200);
+RESET faiss_ivf.nprobe;
 SELECT count(*) > 5 AS points FROM sight_index_calibrate('item_v');
-SELECT sight_index_recall('item_v', 10, 500) >= 0.91 AS kept;
+SELECT sight_index_recall('item_v', 10, 500) >= 0.9 AS kept;
 SELECT count(*) FROM sight_index_calibrate(NULL);
 -- a bound by rows
 SET faiss_ivf.nprobe = 1;
@@ -74,6 +78,15 @@ CREATE TABLE parted (id int, v vector(2)) PARTITION BY HASH (id);
 CREATE INDEX parted_v ON parted USING faiss_ivf (v vector_l2_ops);
 SELECT sight_index_stats('parted_v');
 CREATE ROLE index_stranger;
+-- whatever columns are called; nothing of an owner's runs for somebody else
+CREATE TABLE odd (q vector(16), "Sample" int, d int);
+INSERT INTO odd SELECT v, id, id FROM item;
+CREATE INDEX "Odd index" ON odd USING faiss_ivf ((q::halfvec(16)) halfvec_l2_ops) WITH (lists = 16) WHERE d > 10;
+SELECT sight_index_recall('"Odd index"', 5, 200) BETWEEN 0.85 AND 1 AS measured;
+GRANT SELECT ON odd TO index_stranger;
+SET ROLE index_stranger;
+SELECT sight_index_recall('"Odd index"');
+RESET ROLE;
 SET ROLE index_stranger;
 SELECT lists FROM sight_index_stats('item_v');
 SELECT sight_index_calibrate('item_v');
@@ -83,4 +96,5 @@ SET ROLE index_stranger;
 SELECT lists FROM sight_index_stats('item_v');
 SELECT sight_index_calibrate('item_v');
 RESET ROLE;
+DROP OWNED BY index_stranger;
 DROP ROLE index_stranger;

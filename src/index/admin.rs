@@ -1,7 +1,7 @@
 //! Functions for those who look after an index: its relations opened for them, and
 //! those that measure its recall or read it into memory.
 
-use faiss_ivf::CodeScanner;
+use faiss_ivf::{CodeScanner, FaissError};
 use ivf_store::{ListCursor, ListPage, Meta, PageStore, RecallCurve, Tid, list_entries};
 use pgrx::iter::TableIterator;
 use pgrx::{PgSqlErrorCode, check_for_interrupts, name, pg_extern, pg_sys};
@@ -19,6 +19,9 @@ use super::vector;
 const ACCESS_METHOD: &[u8] = b"faiss_ivf";
 /// Rows that a calibration takes for queries when it is given none.
 const SAMPLED_QUERIES: u64 = 256;
+/// Of the queries that are given to a calibration it takes at most so many, by chance:
+/// each is compared with every row.
+const MAX_QUERIES: u64 = 1000;
 
 /// An index of this access method and its table, open and locked; closed with the
 /// locks kept until the end of the transaction.
@@ -158,12 +161,24 @@ unsafe fn check_rights(oid: pg_sys::Oid, access: Access) {
     }
 }
 
-/// Calls `visit` with every page of every list, and the number of the list.
-pub(super) fn visit_pages(
-    open: &OpenIndex,
-    meta: &Meta,
-    mut visit: impl FnMut(u32, &ListPage<'_>),
-) {
+/// What looks at the pages of all lists.
+pub(super) trait Visitor {
+    /// A page of a list, under its share lock: whatever takes long must wait for
+    /// [`Self::unlocked`].
+    fn page(&mut self, list: u32, page: &ListPage<'_>);
+
+    /// Called after each page, when its lock was given back.
+    fn unlocked(&mut self) {}
+}
+
+impl<F: FnMut(u32, &ListPage<'_>)> Visitor for F {
+    fn page(&mut self, list: u32, page: &ListPage<'_>) {
+        self(list, page);
+    }
+}
+
+/// Shows every page of every list to `visitor`.
+pub(super) fn visit_pages(open: &OpenIndex, meta: &Meta, visitor: &mut impl Visitor) {
     let store = open.store();
     // SAFETY: the index is open.
     let entries = unsafe { list_entries(&store, &meta.directory, meta.lists).or_raise(open.index) };
@@ -171,11 +186,12 @@ pub(super) fn visit_pages(
         let mut cursor = ListCursor::new(list, entry.first);
         loop {
             check_for_interrupts!();
-            let more = cursor.advance(&store, meta.layout(), |page| visit(list, page));
+            let more = cursor.advance(&store, meta.layout(), |page| visitor.page(list, page));
             // SAFETY: as above.
             if !unsafe { more.or_raise(open.index) } {
                 break;
             }
+            visitor.unlocked();
         }
     }
 }
@@ -217,8 +233,12 @@ impl Queries {
             let nulls = std::slice::from_raw_parts(nulls, count);
             std::slice::from_raw_parts(values, count).iter().zip(nulls)
         };
-        for (value, is_null) in elements {
-            if *is_null {
+        let mut random = Random::new(random_stamp());
+        let count = elements.len() as u64;
+        for (seen, (value, is_null)) in (0..).zip(elements) {
+            // Knuth's algorithm S, as if none of them were NULL.
+            let wanted = MAX_QUERIES.saturating_sub(queries.tids.len() as u64);
+            if *is_null || random.below(count - seen) >= wanted {
                 continue;
             }
             let vectors = &mut queries.vectors;
@@ -244,11 +264,11 @@ impl Queries {
         let size = meta.layout().code_size();
         let mut chosen: Vec<(Tid, Vec<u8>)> = Vec::new();
         let mut seen = 0;
-        visit_pages(open, meta, |_, page| {
+        visit_pages(open, meta, &mut |_: u32, page: &ListPage<'_>| {
             for (entry, code) in page.codes().chunks_exact(size).enumerate() {
                 let place = match seen {
                     few if few < SAMPLED_QUERIES => few,
-                    _ => random.below((seen + 1).min(1 << 32)),
+                    _ => random.below(seen + 1),
                 } as usize;
                 seen += 1;
                 let row = || (page.tid(entry), code.to_vec());
@@ -290,26 +310,69 @@ impl Queries {
                     .or_raise(open.index)
             })
             .collect();
-        let mut nearest = vec![Nearest::new(NEIGHBOURS); scanners.len()];
-        let mut distances = Vec::new();
-        let mut failed = Ok(());
-        visit_pages(open, meta, |list, page| {
-            distances.resize(page.len(), 0.0);
-            for ((scanner, nearest), own) in scanners.iter().zip(&mut nearest).zip(&self.tids) {
-                if let Err(error) = scanner.scan(page.codes(), page.len(), &mut distances) {
-                    failed = Err(error);
-                    return;
-                }
-                for (entry, &distance) in distances.iter().enumerate() {
-                    if *own != Some(page.tid(entry)) {
-                        nearest.offer(opclass.key(distance), list);
-                    }
+        let mut search = ExactSearch {
+            opclass,
+            code_size: meta.layout().code_size(),
+            nearest: vec![Nearest::new(NEIGHBOURS); scanners.len()],
+            scanners,
+            own: &self.tids,
+            list: 0,
+            codes: Vec::new(),
+            tids: Vec::new(),
+            distances: Vec::new(),
+            failed: Ok(()),
+        };
+        visit_pages(open, meta, &mut search);
+        // SAFETY: as above.
+        unsafe { search.failed.or_raise(open.index) };
+        search.nearest
+    }
+}
+
+/// Compares all entries with all queries: a copy of each page, when its lock was given
+/// back.
+struct ExactSearch<'a> {
+    opclass: &'static OpClass,
+    code_size: usize,
+    scanners: Vec<Box<dyn CodeScanner>>,
+    nearest: Vec<Nearest>,
+    /// The rows of the queries.
+    own: &'a [Option<Tid>],
+    /// The page that was seen last.
+    list: u32,
+    codes: Vec<u8>,
+    tids: Vec<Tid>,
+    distances: Vec<f32>,
+    failed: Result<(), FaissError>,
+}
+
+impl Visitor for ExactSearch<'_> {
+    fn page(&mut self, list: u32, page: &ListPage<'_>) {
+        self.list = list;
+        self.codes.clear();
+        self.codes.extend_from_slice(page.codes());
+        self.tids.clear();
+        self.tids
+            .extend((0..page.len()).map(|entry| page.tid(entry)));
+    }
+
+    fn unlocked(&mut self) {
+        debug_assert_eq!(self.codes.len(), self.tids.len() * self.code_size);
+        let count = self.tids.len();
+        self.distances.resize(count, 0.0);
+        let searches = self.scanners.iter().zip(&mut self.nearest).zip(self.own);
+        for ((scanner, nearest), own) in searches {
+            check_for_interrupts!();
+            if let Err(error) = scanner.scan(&self.codes, count, &mut self.distances) {
+                self.failed = Err(error);
+                return;
+            }
+            for (tid, &distance) in self.tids.iter().zip(&self.distances) {
+                if *own != Some(*tid) {
+                    nearest.offer(self.opclass.key(distance), self.list);
                 }
             }
-        });
-        // SAFETY: as above.
-        unsafe { failed.or_raise(open.index) };
-        nearest
+        }
     }
 }
 
@@ -353,13 +416,16 @@ fn sight_index_calibrate(
             .or_raise(open.index);
         let curve = if meta.lists > 1 {
             let nearest = queries.nearest(&open, &meta);
-            let all = cache::with_lists(open.index, &store, &meta, |lists| {
-                let rows = queries.vectors.chunks_exact(meta.dimensions as usize);
-                rows.zip(&nearest)
-                    .map(|(query, nearest)| ranks(opclass, query, lists.centroids, nearest))
-                    .collect::<Result<Vec<_>, _>>()
-            });
-            let curve = RecallCurve::measured(meta.lists, &all.or_raise(open.index));
+            let rows = queries.vectors.chunks_exact(meta.dimensions as usize);
+            let mut all = Vec::with_capacity(nearest.len());
+            for (query, nearest) in rows.zip(&nearest) {
+                check_for_interrupts!();
+                let found = cache::with_lists(open.index, &store, &meta, |lists| {
+                    ranks(opclass, query, lists.centroids, nearest)
+                });
+                all.push(found.or_raise(open.index));
+            }
+            let curve = RecallCurve::measured(meta.lists, &all);
             (curve.replace(&store, &meta, random_stamp())).or_raise(open.index);
             curve
         } else {

@@ -18,8 +18,8 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`, which is at most 2^32.
+    /// A number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
-        ((self.next() >> 32) * end) >> 32
+        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 }

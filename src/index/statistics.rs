@@ -1,12 +1,12 @@
 //! `sight_index_stats`: what an index holds and how its lists are.
 
-use ivf_store::{Extent, Meta, PAGE_SIZE, PageStore, RecallCurve, Tid};
+use ivf_store::{Extent, ListLayout, ListPage, Meta, PAGE_SIZE, PageStore, RecallCurve, Tid};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
 use pgrx::{JsonB, check_for_interrupts, name, pg_extern, pg_sys};
 use serde_json::json;
 
-use super::admin::{Access, OpenIndex, visit_pages};
+use super::admin::{Access, OpenIndex, Visitor, visit_pages};
 use super::options;
 use super::probes::Probes;
 use super::report::OrRaise;
@@ -17,7 +17,9 @@ use super::vacuum::item_pointer;
 const GROWTH: u32 = 4;
 
 /// Counts over all lists.
-struct Counts {
+struct Counts<'a> {
+    open: &'a OpenIndex,
+    layout: ListLayout,
     /// Entries of each list.
     entries: Vec<u64>,
     /// Entries of rows that no transaction can see any more.
@@ -25,32 +27,37 @@ struct Counts {
     list_pages: u64,
     /// Bytes of list pages in which entries have room.
     free: u64,
+    /// The rows of the page that was seen last.
+    tids: Vec<Tid>,
 }
 
-impl Counts {
-    fn of(open: &OpenIndex, meta: &Meta) -> Self {
+impl Visitor for Counts<'_> {
+    fn page(&mut self, list: u32, page: &ListPage<'_>) {
+        self.entries[list as usize] += page.len() as u64;
+        self.list_pages += 1;
+        let room = self.layout.capacity() - page.len();
+        self.free += (room * (self.layout.code_size() + self.layout.record_size())) as u64;
+        self.tids
+            .extend((0..page.len()).map(|entry| page.tid(entry)));
+    }
+
+    fn unlocked(&mut self) {
+        self.dead += count_dead(self.open, &mut self.tids);
+    }
+}
+
+impl<'a> Counts<'a> {
+    fn of(open: &'a OpenIndex, meta: &Meta) -> Self {
         let mut counts = Self {
+            open,
+            layout: meta.layout(),
             entries: vec![0; meta.lists as usize],
             dead: 0,
             list_pages: 0,
             free: 0,
+            tids: Vec::new(),
         };
-        let layout = meta.layout();
-        let mut tids = Vec::new();
-        let mut rows_of_list = u32::MAX;
-        visit_pages(open, meta, |list, page| {
-            // What a page holds is looked up when its lock is given back.
-            if list != rows_of_list {
-                rows_of_list = list;
-                counts.dead += count_dead(open, &mut tids);
-            }
-            counts.entries[list as usize] += page.len() as u64;
-            counts.list_pages += 1;
-            let room = layout.capacity() - page.len();
-            counts.free += (room * (layout.code_size() + layout.record_size())) as u64;
-            tids.extend((0..page.len()).map(|entry| page.tid(entry)));
-        });
-        counts.dead += count_dead(open, &mut tids);
+        visit_pages(open, meta, &mut counts);
         counts
     }
 

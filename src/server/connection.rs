@@ -141,7 +141,8 @@ impl Connection {
                 Woken::Look => Ok(()),
                 Woken::TimedOut => Err(ExchangeError::Failed(
                     SqlError::new(SqlState::TIMED_OUT, "request to the model server timed out")
-                        .hint("The setting pg_sight.request_timeout bounds the time of a request."),
+                        .detail("No answer came within pg_sight.request_timeout.")
+                        .hint("Raise that setting, or ask for less at once."),
                 )),
             },
             _ => Err(ExchangeError::Lost(format!(

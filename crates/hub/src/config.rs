@@ -101,7 +101,8 @@ fn cache_directory(
 }
 
 /// HF_TOKEN, the file of HF_TOKEN_PATH, or the file `token` of the home, where
-/// Hugging Face's `login` puts it.
+/// Hugging Face's `login` puts it; at last that of the environment's home, where
+/// hf-hub would find it by itself, and messages would not hide what they do not know.
 fn token(home: Option<&Path>, variable: &impl Fn(&str) -> Option<String>) -> Option<String> {
     if variable("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|value| is_true(&value)) {
         return None;
@@ -115,6 +116,7 @@ fn token(home: Option<&Path>, variable: &impl Fn(&str) -> Option<String>) -> Opt
         .and_then(trimmed)
         .or_else(|| variable("HF_TOKEN_PATH").and_then(|path| file(path.into())))
         .or_else(|| home.and_then(|home| file(home.join("token"))))
+        .or_else(|| default_home(variable).and_then(|home| file(home.join("token"))))
 }
 
 /// A URL as messages may show it: without a user, a password or a query, which
@@ -208,6 +210,9 @@ mod tests {
         let home = folder.path().to_str();
         let of_file = config(None, home, &[]).unwrap();
         assert_eq!(of_file.token.as_deref(), Some("hf_file"));
+        let other = tempfile::tempdir().unwrap();
+        let elsewhere = config(None, other.path().to_str(), &[("HF_HOME", home.unwrap())]);
+        assert_eq!(elsewhere.unwrap().token.as_deref(), Some("hf_file"));
         let without = [("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")];
         assert_eq!(config(None, home, &without).unwrap().token, None);
     }

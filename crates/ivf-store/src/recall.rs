@@ -54,6 +54,9 @@ impl RecallCurve {
             return Self::unmeasured(lists);
         }
         let count = ranks.len() as f64;
+        // What few neighbours say is not certain, even if they agree.
+        let rows: usize = ranks.iter().map(|ranks| ranks.len()).sum();
+        let least_error = 1.0 / (rows as f64 + 1.0);
         let point = |nprobe: u32| {
             let recalls = ranks.iter().map(|ranks| {
                 let found = ranks.iter().filter(|rank| **rank <= nprobe).count();
@@ -64,10 +67,11 @@ impl RecallCurve {
             });
             let mean = sum / count;
             let variance = (squares / count - mean * mean).max(0.0);
+            let error = (variance / (count - 1.0).max(1.0)).sqrt();
             RecallPoint {
                 nprobe,
                 recall: mean as f32,
-                error: (variance / count).sqrt() as f32,
+                error: error.max(least_error) as f32,
             }
         };
         let mut points: Vec<RecallPoint> = Vec::new();
@@ -223,12 +227,14 @@ mod tests {
         // All rows are found in three lists; the others are only known to exist.
         assert_eq!(recalls, [0.625, 0.75, 1.0, 1.0]);
         assert_eq!(curve.points()[3].nprobe, 10);
-        // Of 0.75 and 0.5: a deviation of 0.125 over the root of two.
-        assert!((curve.points()[0].error - 0.125 / 2f32.sqrt()).abs() < 1e-6);
+        // Of 0.75 and 0.5: a deviation of 0.125 over the root of one less than two; then
+        // one row of eight for what is certain by these few.
+        assert!((curve.points()[0].error - 0.125).abs() < 1e-6);
+        assert!((curve.points()[2].error - 1.0 / 9.0).abs() < 1e-6);
         assert_eq!(curve.recall(2), 0.75);
         assert_eq!(curve.recall(7), 1.0);
-        assert_eq!((curve.nprobe(0.5), curve.nprobe(0.625)), (1, 3));
-        assert_eq!(curve.nprobe(1.0), 3);
+        assert_eq!((curve.nprobe(0.5), curve.nprobe(0.8)), (1, 3));
+        assert_eq!(curve.nprobe(1.0), 10);
     }
 
     #[test]

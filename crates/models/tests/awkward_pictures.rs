@@ -181,6 +181,39 @@ fn a_file_that_ends_too_early_is_refused_or_whole() {
     assert!(refused > 10_000, "{refused}");
 }
 
+/// Where these bytes are in others for the last time.
+fn last_place(bytes: &[u8], wanted: &[u8]) -> usize {
+    let found = bytes
+        .windows(wanted.len())
+        .rposition(|window| window == wanted);
+    found.unwrap_or_else(|| panic!("{wanted:?} is absent"))
+}
+
+#[test]
+fn a_file_of_very_many_scans_is_refused() {
+    let bytes = fs::read(folder().join("420-progressive.jpg")).unwrap();
+    // The first scan, which gives the same however often it is there, ends with the
+    // tables of the second.
+    let is_scan = |pair: &[u8]| pair == [0xff, 0xda];
+    let begin = bytes.windows(2).position(is_scan).unwrap();
+    let is_marker = |pair: &[u8]| pair[0] == 0xff && pair[1] >= 0xc0;
+    let end = begin + 2 + bytes[begin + 2..].windows(2).position(is_marker).unwrap();
+    let scans = bytes[begin..end].repeat(200);
+    let bomb = [&bytes[..begin], scans.as_slice(), &bytes[end..]].concat();
+    let error = Picture::decode(&bomb, &LIMITS).unwrap_err();
+    let detail = error.detail.unwrap();
+    assert!(detail.contains("scans"), "{detail}");
+}
+
+#[test]
+fn a_frame_larger_than_its_picture_is_refused_before_it_is_decoded() {
+    let mut bytes = fs::read(folder().join("lossy-alpha.webp")).unwrap();
+    let size = last_place(&bytes, &[0x9d, 0x01, 0x2a]) + 3;
+    bytes[size..size + 4].copy_from_slice(&[0xff, 0x3f, 0xff, 0x3f]);
+    let error = Picture::decode(&bytes, &LIMITS).unwrap_err();
+    assert!(error.detail.unwrap().contains("larger than the picture"));
+}
+
 #[test]
 fn damaged_bytes_do_no_harm() {
     // A generator of pseudo-random numbers (Marsaglia's xorshift).

@@ -60,8 +60,10 @@ pub(super) unsafe fn train(source: &Source) -> Training {
             return Training::none();
         }
         let capacity = sample_capacity(source, wanted);
-        let mut sample = source.draw(expected, capacity, wanted);
-        let held_back = sample.hold_back((sample.tids.len() / 10).min(HELD_BACK_ROWS));
+        let least = wanted.saturating_add(HELD_BACK_ROWS as u32);
+        let mut sample = source.draw(expected, capacity, least);
+        let spare = sample.tids.len().saturating_sub(wanted as usize);
+        let held_back = sample.hold_back((sample.tids.len() / 10).min(HELD_BACK_ROWS).min(spare));
         let rows = sample.tids.len();
         let lists = wanted.min(rows as u32);
         if lists < wanted {

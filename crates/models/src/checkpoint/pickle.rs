@@ -45,6 +45,8 @@ struct Storage {
     key: Rc<str>,
 }
 
+/// Of a tensor; models have four at most.
+const MAX_DIMENSIONS: usize = 8;
 const CALLABLES: [(&str, Callable); 14] = [
     ("collections.OrderedDict", Callable::OrderedDict),
     ("torch._utils._rebuild_tensor_v2", Callable::RebuildTensor),
@@ -383,7 +385,11 @@ impl Machine<'_> {
     }
 
     fn naturals(&self, tuple: usize) -> Result<Vec<usize>> {
-        self.tuples[tuple].iter().map(natural).collect()
+        let items = &self.tuples[tuple];
+        if items.len() > MAX_DIMENSIONS {
+            return damaged("a tensor in it has too many dimensions");
+        }
+        items.iter().map(natural).collect()
     }
 }
 

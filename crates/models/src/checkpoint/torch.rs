@@ -14,7 +14,7 @@ use crate::files::{ModelDirectory, damaged, unsupported};
 
 const ZIP: &[u8] = b"PK\x03\x04";
 /// Far above the dictionary of any model: 200 bytes a tensor.
-const MAX_PICKLE_BYTES: u64 = 64 << 20;
+const MAX_PICKLE_BYTES: u64 = 8 << 20;
 const CONVERT: &str = "Convert it with save_file of the Python package safetensors.";
 
 /// Where a tensor lies in a storage; sizes are in elements.
@@ -64,6 +64,7 @@ pub(super) fn read_entries(
     let broken = |error: zip::result::ZipError| {
         damaged(name, format!("It is not a whole zip archive: {error}."))
     };
+    let file_bytes = file.metadata().map_err(unreadable)?.len();
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(broken)?;
     let mut pickle = None;
     let mut storages = HashMap::new();
@@ -80,6 +81,13 @@ pub(super) fn read_entries(
             let start = member
                 .data_start()
                 .filter(|_| member.compression() == CompressionMethod::STORE);
+            // The directory of the archive may claim anything.
+            let fits = start
+                .and_then(|start| start.checked_add(member.size()))
+                .is_none_or(|end| end <= file_bytes);
+            if !fits {
+                return Err(damaged(name, format!("Its data/{key} is cut off.")));
+            }
             storages.insert(key.to_owned(), (start, member.size()));
         }
     }

@@ -1,6 +1,8 @@
 //! Options of a generation: the model's own, the caller's over them, and what
 //! follows from both for one prompt.
 
+use std::collections::BTreeMap;
+
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -94,6 +96,61 @@ pub(crate) struct StoredGenerationConfig {
     temperature: Option<f32>,
     top_k: Option<usize>,
     top_p: Option<f32>,
+    /// Everything else in the file.
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+/// Options of transformers that change what is generated and are not computed here, with
+/// the values that change nothing beside null.
+const UNSUPPORTED: [(&str, &str); 22] = [
+    ("bad_words_ids", "[]"),
+    ("begin_suppress_tokens", "[]"),
+    ("constraints", "[]"),
+    ("diversity_penalty", "0.0"),
+    ("encoder_no_repeat_ngram_size", "0"),
+    ("encoder_repetition_penalty", "1.0"),
+    ("epsilon_cutoff", "0.0"),
+    ("eta_cutoff", "0.0"),
+    ("exponential_decay_length_penalty", "null"),
+    ("forced_bos_token_id", "null"),
+    ("forced_eos_token_id", "null"),
+    ("guidance_scale", "1.0"),
+    ("min_p", "0.0"),
+    ("num_beam_groups", "1"),
+    ("num_return_sequences", "1"),
+    ("penalty_alpha", "0.0"),
+    ("remove_invalid_values", "false"),
+    ("renormalize_logits", "false"),
+    ("sequence_bias", "null"),
+    ("suppress_tokens", "[]"),
+    ("top_h", "null"),
+    ("typical_p", "1.0"),
+];
+
+impl StoredGenerationConfig {
+    /// Refuses what would give other texts than in transformers.
+    fn check(&self) -> Result<(), ModelError> {
+        for (name, neutral) in UNSUPPORTED {
+            let Some(value) = self.others.get(name).filter(|value| !value.is_null()) else {
+                continue;
+            };
+            let is_neutral = match serde_json::from_str::<Value>(neutral) {
+                Ok(Value::Number(number)) => value.as_f64() == number.as_f64(),
+                Ok(neutral) => *value == neutral,
+                Err(_) => false,
+            };
+            if !is_neutral {
+                return Err(ModelError::new(
+                    ErrorKind::NotSupported,
+                    format!("generation option \"{name}\" of the model is not supported"),
+                )
+                .with_detail(format!("Its generation_config.json has the value {value}."))
+                .with_hint("Remove it from a copy of the model to caption without it."));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A checked configuration of a generation.
@@ -122,11 +179,13 @@ pub(crate) struct Lengths {
 impl GenerationConfig {
     /// Puts the caller's options over the model's and checks the result.
     ///
-    /// Errors: [`ErrorKind::InvalidOption`] for a value that is out of range.
+    /// Errors: [`ErrorKind::NotSupported`] for an option of the model that is not
+    /// computed, [`ErrorKind::InvalidOption`] for a value that is out of range.
     pub(crate) fn new(
         stored: &StoredGenerationConfig,
         options: &GenerationOverrides,
     ) -> Result<Self, ModelError> {
+        stored.check()?;
         let count = |option: Option<u32>| option.map(|value| value as usize);
         // The option of one pair that a caller gives also wins over what the
         // model stores for the other of the pair.
@@ -394,6 +453,30 @@ mod tests {
             let error =
                 GenerationConfig::new(&StoredGenerationConfig::default(), &options).unwrap_err();
             assert_eq!(error.kind, ErrorKind::InvalidOption);
+        }
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_refused() {
+        let config = |text: &str| {
+            let stored: StoredGenerationConfig = serde_json::from_str(text).unwrap();
+            GenerationConfig::new(&stored, &GenerationOverrides::default())
+        };
+        for neutral in [
+            r#"{"typical_p": 1.0, "num_beam_groups": 1, "bad_words_ids": null, "pad_token_id": 0}"#,
+            r#"{"num_return_sequences": 1, "suppress_tokens": [], "transformers_version": "5"}"#,
+        ] {
+            config(neutral).unwrap();
+        }
+        for (name, value) in [
+            ("typical_p", "0.9"),
+            ("suppress_tokens", "[3]"),
+            ("forced_eos_token_id", "2"),
+            ("num_return_sequences", "3"),
+        ] {
+            let error = config(&format!(r#"{{"{name}": {value}}}"#)).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::NotSupported);
+            assert!(error.message.contains(name) && error.hint.is_some());
         }
     }
 

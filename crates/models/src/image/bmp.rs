@@ -12,7 +12,9 @@ use crate::image::orientation::Orientation;
 use crate::image::resample::{CHANNELS, Picture};
 
 const NAME: &str = "BMP";
-/// Where the header has the bits of a pixel, the compression and the mask of green.
+/// Where the header has its size, the bits of a pixel, the compression and the mask of
+/// green.
+const HEADER_SIZE: usize = 14;
 const BITS: usize = 28;
 const COMPRESSION: usize = 30;
 const GREEN_MASK: usize = 58;
@@ -49,7 +51,9 @@ pub(super) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Decoded, Mode
 
 /// The largest values of the channels, if a pixel has 16 bits.
 fn levels_of_16_bits(bytes: &[u8]) -> Option<[u32; CHANNELS]> {
-    let has_16_bits = bytes.get(BITS..)?.starts_with(&[16, 0]);
+    // Headers of 12 bytes have no such pixels, and other fields there.
+    let has_16_bits = !bytes.get(HEADER_SIZE..)?.starts_with(&[12, 0, 0, 0])
+        && bytes.get(BITS..)?.starts_with(&[16, 0]);
     let has_six = bytes.get(COMPRESSION..)?.starts_with(&[BIT_FIELDS])
         && bytes.get(GREEN_MASK..)?.starts_with(&SIX_BITS);
     has_16_bits.then_some([31, if has_six { 63 } else { 31 }, 31])

@@ -146,8 +146,9 @@ fn orientation(info: &Info) -> Orientation {
     let xmp = info
         .utf8_text
         .iter()
-        .filter(|text| text.keyword == "XML:com.adobe.xmp")
-        .find_map(|text| {
+        .find(|text| text.keyword == "XML:com.adobe.xmp")
+        // One only: many would take long to unpack.
+        .and_then(|text| {
             let mut text = text.clone();
             text.decompress_text_with_limit(LONGEST_TEXT).ok()?;
             text.get_text().ok()
@@ -165,6 +166,7 @@ fn raw_profile(info: &Info) -> Option<Vec<u8>> {
     let packed = info.compressed_latin1_text.iter();
     let packed = packed
         .filter(|text| text.keyword == KEYWORD)
+        .take(1)
         .filter_map(|text| {
             let mut text = text.clone();
             text.decompress_text_with_limit(LONGEST_TEXT).ok()?;

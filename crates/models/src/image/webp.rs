@@ -41,6 +41,8 @@ pub(super) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Decoded, Mode
     decoder.set_memory_limit(OVERHEAD_BYTES);
     let (width, height) = decoder.dimensions();
     check_size(NAME, width.into(), height.into(), limits)?;
+    let content = bytes.get(FILE_HEADER..).unwrap_or_default();
+    check_frames(content, width, height)?;
     let picture = if decoder.is_animated() {
         first_frame(bytes, width as usize, height as usize)?
     } else {
@@ -71,6 +73,33 @@ fn pixels(decoder: &mut WebPDecoder<Cursor<&[u8]>>) -> Result<Picture, ModelErro
     })
 }
 
+/// Checks that no frame among these chunks is larger than the picture: the decoder
+/// compares them only when it has decoded the frame.
+fn check_frames(bytes: &[u8], width: u32, height: u32) -> Result<(), ModelError> {
+    for (kind, content) in chunks(bytes) {
+        let size = match (kind, content) {
+            // Behind the frame's tag and the start code 14 bits each, and how they scale.
+            (b"VP8 ", [_, _, _, 0x9d, 0x01, 0x2a, w0, w1, h0, h1, ..]) => {
+                let side = |low: u8, high: u8| u32::from(u16::from_le_bytes([low, high]) & 0x3fff);
+                (side(*w0, *w1), side(*h0, *h1))
+            }
+            // Behind the signature 14 bits each, less one.
+            (b"VP8L", [0x2f, bits @ ..]) => match bits.first_chunk() {
+                Some(bits) => {
+                    let bits = u32::from_le_bytes(*bits);
+                    ((bits & 0x3fff) + 1, (bits >> 14 & 0x3fff) + 1)
+                }
+                None => continue,
+            },
+            _ => continue,
+        };
+        if size.0 > width || size.1 > height {
+            return Err(damaged(NAME, "a frame of it is larger than the picture"));
+        }
+    }
+    Ok(())
+}
+
 /// Kinds and contents of chunks. One that is cut off ends the list.
 fn chunks(bytes: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     let mut rest = bytes;
@@ -97,6 +126,7 @@ fn first_frame(bytes: &[u8], width: usize, height: usize) -> Result<Picture, Mod
     if left + frame_width > width || top + frame_height > height {
         return Err(damaged(NAME, "its first frame is larger than the picture"));
     }
+    check_frames(content, frame_width as u32, frame_height as u32)?;
     let file = still(content, &header[6..12]);
     let mut decoder = WebPDecoder::new(Cursor::new(file.as_slice())).map_err(failed)?;
     decoder.set_memory_limit(OVERHEAD_BYTES);

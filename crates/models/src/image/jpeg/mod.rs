@@ -19,6 +19,10 @@ use crate::image::jpeg::scan::{Plane, decode_scan};
 use crate::image::orientation::Orientation;
 use crate::image::resample::Picture;
 
+/// Programs write some ten scans. Each may go over all blocks and yet take a few
+/// bytes, so that without a bound a small file could take hours.
+const MAX_SCANS: usize = 100;
+
 fn damaged(what: impl Display) -> ModelError {
     fault::damaged("JPEG", what)
 }
@@ -28,7 +32,14 @@ pub(super) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Decoded, Mode
     let mut reader = Reader::new(bytes);
     let mut planes: Option<Vec<Plane>> = None;
     let mut orientation = Orientation::default();
+    let mut scans = 0;
     while let Event::Scan(scan) = reader.next(limits)? {
+        scans += 1;
+        if scans > MAX_SCANS {
+            return Err(fault::unsupported_form(format_args!(
+                "JPEG with more than {MAX_SCANS} scans"
+            )));
+        }
         let Some(frame) = &reader.frame else {
             return Err(damaged("a scan comes before the frame"));
         };
