@@ -81,13 +81,15 @@ closing_words() {
     cat <<END
 
 The captioner of this demo is small and knows only drawn products: about a real
-photograph it says confident nonsense. For real pictures register real models,
-downloaded beforehand, in psql:
+photograph it says confident nonsense. For real pictures download real models,
+in psql:
 
-    SELECT sight_model_register('blip-large', '/models/blip-image-captioning-large');
-    SELECT sight_model_register('mpnet', '/models/all-mpnet-base-v2');
-    ALTER DATABASE $DEMO_DATABASE SET pg_sight.describe_model = 'blip-large';
-    ALTER DATABASE $DEMO_DATABASE SET pg_sight.embed_model = 'mpnet';
+    ALTER SYSTEM SET pg_sight.allow_downloads = on;
+    SELECT pg_reload_conf();
+    SELECT * FROM sight_model_pull('Salesforce/blip-image-captioning-large');
+    SELECT * FROM sight_model_pull('sentence-transformers/all-mpnet-base-v2');
+    ALTER DATABASE $DEMO_DATABASE RESET pg_sight.describe_model;
+    ALTER DATABASE $DEMO_DATABASE RESET pg_sight.embed_model;
 
 A column takes one encoder's vectors: all-mpnet-base-v2 makes vector(768).
 

@@ -138,6 +138,26 @@ COMMENT ON FUNCTION sight_model_remove(text) IS 'forgets a registered model, who
 REVOKE ALL ON FUNCTION sight_model_remove(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION sight_model_remove(text) TO sight_admin;
 
+-- A model that no name stands for any more leaves the server's memory, once that is
+-- committed. A failure of that is none of the statement.
+CREATE FUNCTION sight_model_release(directory text) RETURNS void
+    LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_model_release';
+REVOKE ALL ON FUNCTION sight_model_release(text) FROM PUBLIC;
+
+CREATE FUNCTION sight_model_replaced() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM @extschema@.sight_model m WHERE m.directory = OLD.directory) THEN
+        PERFORM @extschema@.sight_model_release(OLD.directory);
+    END IF;
+    RETURN NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION sight_model_replaced() FROM PUBLIC;
+CREATE CONSTRAINT TRIGGER replaced AFTER UPDATE OF directory OR DELETE ON sight_model
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION sight_model_replaced();
+
 -- State of the server without starting it.
 CREATE FUNCTION sight_server_state() RETURNS jsonb
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_server_state';

@@ -192,3 +192,38 @@ fn a_running_function_sees_that_a_model_changes() {
     let replaced = client.batch_execute(&looped(&change));
     assert_eq!(sql_failure(replaced).state, "PS012");
 }
+
+#[test]
+fn a_model_without_a_name_leaves_the_servers_memory() {
+    let cluster = Cluster::with_models();
+    let mut client = cluster.client();
+    let copies: Vec<String> = ["first", "second"]
+        .iter()
+        .map(|name| cluster.copy_model(&cluster.folder().join(ENCODER), name))
+        .map(|path| path.to_str().unwrap().to_owned())
+        .collect();
+    let register = "SELECT sight_model_register($1, $2)";
+    let loaded = |client: &mut Client, directory: &str| -> bool {
+        let query = "SELECT sight_server_state() -> 'loaded_models' ? $1";
+        client.query_one(query, &[&directory]).unwrap().get(0)
+    };
+    client.execute(register, &[&"one", &copies[0]]).unwrap();
+    client.execute(register, &[&"two", &copies[0]]).unwrap();
+    client.execute("SELECT embed('x', 'one')", &[]).unwrap();
+    assert!(loaded(&mut client, &copies[0]));
+    // Another name still stands for it.
+    client.execute(register, &[&"one", &copies[1]]).unwrap();
+    assert!(loaded(&mut client, &copies[0]));
+    // Nothing happens that is not committed.
+    client
+        .batch_execute("BEGIN; SELECT sight_model_remove('two'); ROLLBACK")
+        .unwrap();
+    assert!(loaded(&mut client, &copies[0]));
+    client
+        .execute("SELECT sight_model_remove('two')", &[])
+        .unwrap();
+    assert!(!loaded(&mut client, &copies[0]));
+    client.execute("SELECT embed('x', 'one')", &[]).unwrap();
+    client.execute(register, &[&"one", &copies[0]]).unwrap();
+    assert!(!loaded(&mut client, &copies[1]));
+}

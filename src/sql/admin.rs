@@ -15,6 +15,7 @@ use crate::text;
 sql_function!(sight_model_inspect, pg_finfo_sight_model_inspect, inspect);
 sql_function!(sight_model_load, pg_finfo_sight_model_load, load);
 sql_function!(sight_model_unload, pg_finfo_sight_model_unload, unload);
+sql_function!(sight_model_release, pg_finfo_sight_model_release, release);
 
 /// `sight_model_inspect(name text, directory text) → jsonb`: what the files of
 /// a model say, after they were checked.
@@ -67,6 +68,21 @@ fn load(call: &Call) -> SqlResult {
 /// `sight_model_unload(name text) → void`
 fn unload(call: &Call) -> SqlResult {
     manage(call, |model| Request::Unload { model })
+}
+
+/// `sight_model_release(directory text) → void`: frees the memory of a model that is
+/// registered no more, if a server runs and has it; called at the end of a transaction,
+/// which must not fail for that.
+fn release(call: &Call) -> SqlResult {
+    let directory = call.text(0)?.unwrap_or_default();
+    let model = ModelRef {
+        name: directory.clone(),
+        directory,
+        limits: gucs::limits(),
+    };
+    // A server that cannot be asked frees memory when it is idle.
+    let _ = client::request_if_running(&Request::Unload { model });
+    Ok(Some(pg_sys::Datum::from(0)))
 }
 
 fn manage(call: &Call, request: fn(ModelRef) -> Request) -> SqlResult {
