@@ -10,7 +10,7 @@ ifdef SUDO
 export SUDO
 endif
 
-.PHONY: help demo psql clean-demo install test lint bench
+.PHONY: help demo psql clean-demo install test soak lint bench
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -30,6 +30,9 @@ install: ## Build and install into the PostgreSQL of PG_CONFIG (SUDO=sudo where 
 
 test: ## Run all tests, with their own set-up
 	@scripts/test.sh
+
+soak: ## Crash, write, vacuum and read for a quarter of an hour, and look at the index after each crash
+	@scripts/soak.sh
 
 lint: ## Check format and lints
 	@scripts/lint.sh

@@ -25,6 +25,20 @@ const COUNT_AT: u64 = 8168 + 8;
 const DATA_AT: u64 = 32;
 const PAGE_SIZE: u64 = 8192;
 
+/// How many times as much as usual the tests of crashes and of concurrency do:
+/// `make soak` sets it.
+fn soak() -> u64 {
+    std::env::var("PG_SIGHT_SOAK").map_or(1, |factor| factor.parse().expect("a number"))
+}
+
+/// A moment within a range of milliseconds, another in each round.
+fn moment(round: u64, range: std::ops::Range<u64>) -> Duration {
+    // The golden ratio spreads them evenly.
+    let share = (round as f64 * 0.618_033_988_75).fract();
+    let span = (range.end - range.start) as f64;
+    Duration::from_millis(range.start + (share * span) as u64)
+}
+
 fn cluster_with_index() -> (Cluster, Client) {
     let cluster = Cluster::start(&["autovacuum_naptime = 1s"]);
     let mut client = cluster.client();
@@ -70,11 +84,11 @@ fn write_until(client: &mut Client, stop: &AtomicBool, writer: i32, seed: i32) {
                 "INSERT INTO item (v) SELECT sample_vector({number} + i) FROM generate_series(1, 20) i"
             ),
             2 => format!(
-                "UPDATE item SET v = sample_vector({number}) WHERE id % 4 = {writer} AND id % 211 = {}",
+                "UPDATE item SET v = sample_vector({number}) WHERE id % 8 = {writer} AND id % 211 = {}",
                 number % 211
             ),
             _ => format!(
-                "DELETE FROM item WHERE id % 4 = {writer} AND id % 197 = {}",
+                "DELETE FROM item WHERE id % 8 = {writer} AND id % 197 = {}",
                 number % 197
             ),
         };
@@ -88,18 +102,18 @@ fn write_until(client: &mut Client, stop: &AtomicBool, writer: i32, seed: i32) {
 fn it_equals_its_table_after_crashes_during_writes_and_vacuum() {
     let (cluster, client) = cluster_with_index();
     drop(client);
-    for round in 0..5 {
+    for round in 0..5 * soak() {
         let never = AtomicBool::new(false);
         thread::scope(|scope| {
             for writer in 0..2 {
                 let never = &never;
-                let seed = 10_000 * (round * 2 + writer + 1);
+                let seed = 10_000 * (round as i32 * 2 + writer + 1);
                 let mut client = cluster.client();
                 scope.spawn(move || write_until(&mut client, never, writer, seed));
             }
             let mut vacuum = cluster.client();
             scope.spawn(move || while vacuum.batch_execute("VACUUM item").is_ok() {});
-            thread::sleep(Duration::from_millis(600 + 250 * round as u64));
+            thread::sleep(moment(round, 300..1900));
             cluster.crash();
         });
         cluster.recover();
@@ -113,12 +127,12 @@ fn a_crash_during_a_build_leaves_no_half_index() {
     let cluster = Cluster::start(&[]);
     let mut client = cluster.client();
     client.batch_execute(TABLE).unwrap();
-    for wait_ms in [20, 60, 120] {
+    for round in 0..3 * soak() {
         thread::scope(|scope| {
             // Connected before, so that the crash meets the build.
             let mut builder = cluster.client();
             scope.spawn(move || builder.batch_execute(INDEX));
-            thread::sleep(Duration::from_millis(wait_ms));
+            thread::sleep(moment(round, 5..200));
             cluster.crash();
         });
         cluster.recover();
@@ -154,7 +168,7 @@ fn writers_vacuum_and_readers_do_not_disturb_each_other() {
     let (cluster, mut client) = cluster_with_index();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        for writer in 0..4 {
+        for writer in 0..8 {
             let (cluster, stop) = (&cluster, &stop);
             let seed = 100_000 * (writer + 1);
             scope.spawn(move || {
@@ -173,7 +187,7 @@ fn writers_vacuum_and_readers_do_not_disturb_each_other() {
                 vacuum.batch_execute("VACUUM item").unwrap();
             }
         });
-        for reader in 0..2 {
+        for reader in 0..4 {
             let mut client = cluster.client();
             scope.spawn(move || {
                 client.batch_execute("SET enable_seqscan = off").unwrap();
@@ -187,7 +201,7 @@ fn writers_vacuum_and_readers_do_not_disturb_each_other() {
                 }
             });
         }
-        thread::sleep(Duration::from_secs(8));
+        thread::sleep(Duration::from_secs(8 * soak()));
         stop.store(true, Ordering::Relaxed);
     });
     assert_index_equals_table(&mut client);

@@ -121,17 +121,26 @@ unsafe fn check_kind(oid: pg_sys::Oid) {
             .hint("Name the index of a partition; pg_partition_tree lists them.")
             .raise();
         }
-        let method = pg_sys::get_am_name(pg_sys::get_rel_relam(oid));
-        let is_ours = kind == pg_sys::RELKIND_INDEX
-            && !method.is_null()
-            && std::ffi::CStr::from_ptr(method).to_bytes() == ACCESS_METHOD;
-        if !is_ours {
+        if kind != pg_sys::RELKIND_INDEX || !is_of_access_method(oid) {
             Report::new(
                 PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,
                 format!("\"{name}\" is not a faiss_ivf index"),
             )
             .raise();
         }
+    }
+}
+
+/// # Safety
+/// `oid` must be that of an index; needs a transaction.
+unsafe fn is_of_access_method(oid: pg_sys::Oid) -> bool {
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    // SAFETY: the index is open as long as it is looked at; the name ends in NUL.
+    unsafe {
+        let index = pg_sys::relation_open(oid, lock);
+        let method = pg_sys::get_am_name((*(*index).rd_rel).relam);
+        pg_sys::relation_close(index, lock);
+        !method.is_null() && std::ffi::CStr::from_ptr(method).to_bytes() == ACCESS_METHOD
     }
 }
 
