@@ -11,25 +11,21 @@ import sys
 from pathlib import Path
 
 import database
-import numpy as np
 import peers
 import psycopg
 from measuring import (
     Report,
     Watch,
     add_watch_options,
-    in_turns,
     markdown_table,
+    measure_rounds,
     memory_table,
     ratios,
     spread,
-    timed,
 )
 
 OURS = "pg_sight"
 PEER = "transformers"
-# Seconds; OpenMP's threads spin for a few milliseconds after their last work.
-REST = 0.02
 
 
 class Sql(database.Client):
@@ -46,52 +42,20 @@ class Sql(database.Client):
         return self.connection.execute(query, arguments).fetchone()[0]
 
 
-def measure_round(candidates, batches, options):
-    """Describes all batches once; returns (wall, cpu) seconds and the captions by candidate."""
-    captions = {name: [] for name in candidates}
-    sums = {name: np.zeros(2) for name in candidates}
-
-    def describe(candidate, pictures):
-        return timed(lambda: candidate.call("captions", pictures, options), candidate.pids)
-
-    for name, (texts, wall, cpu) in in_turns(candidates, batches, describe, REST):
-        captions[name] += texts
-        sums[name] += wall, cpu
-    return sums, captions
-
-
-def measure(watch, pids, candidates, batches, options, rounds):
-    """Takes the rounds; returns seconds (wall, cpu) of each by candidate, and the last captions."""
-    seconds = {name: [] for name in candidates}
-    for place in range(rounds):
-        # Who comes first changes from round to round too.
-        turned = dict(reversed(candidates.items())) if place % 2 else candidates
-        sums, captions = watch.take(
-            lambda turned=turned: measure_round(turned, batches, options), pids
-        )
-        for name, taken in sums.items():
-            seconds[name].append(taken)
-        rates = ", ".join(f"{name} {sums[name][0]:.2f} s" for name in candidates)
-        print(f"  round {place + 1} of {rounds}, {options}: {rates}", file=sys.stderr)
-    return seconds, captions
-
-
-def rows_of(title, seconds, pictures):
+def rows_of(title, times, pictures):
     """Rows of the table: seconds of wall time and of processor time for a picture."""
     rows = [
         [
             f"{title}: {name}",
-            spread([wall / pictures for wall, _ in taken], 3),
-            spread([cpu / pictures for _, cpu in taken], 3),
+            spread([wall / pictures for wall in taken.wall], 3),
+            spread([cpu / pictures for cpu in taken.cpu], 3),
         ]
-        for name, taken in seconds.items()
+        for name, taken in times.items()
     ]
-    if PEER in seconds:
-        walls, cpus = (
-            ratios([pair[part] for pair in seconds[PEER]], [pair[part] for pair in seconds[OURS]])
-            for part in (0, 1)
-        )
-        rows.append([f"{title}: **ratio**", spread(walls, 2), spread(cpus, 2)])
+    if PEER in times:
+        ours, peer = times[OURS], times[PEER]
+        wall, cpu = ratios(peer.wall, ours.wall), ratios(peer.cpu, ours.cpu)
+        rows.append([f"{title}: **ratio**", spread(wall, 2), spread(cpu, 2)])
     return rows
 
 
@@ -124,14 +88,22 @@ def run(args):
                 candidate.call("captions", pictures[:1], options)
             for size in sorted({1, args.array}):
                 batches = [pictures[at : at + size] for at in range(0, len(pictures), size)]
-                seconds, captions = measure(
-                    watch, pids, candidates, batches, options, args.rounds
+                times, captions = measure_rounds(
+                    watch,
+                    pids,
+                    candidates,
+                    batches,
+                    lambda candidate, batch, options=options: candidate.call("captions", batch, options),
+                    args.rounds,
+                    lambda seconds: f"{seconds / len(pictures):.2f} s a picture",
                 )
-                how = "one at a time" if size == 1 else f"arrays of {size}"
-                rows += rows_of(f"{how}, {beams} beams" if beams > 1 else f"{how}, greedy", seconds, len(pictures))
+                kind = "one at a time" if size == 1 else f"arrays of {size}"
+                search = f"{beams} beams" if beams > 1 else "greedy"
+                rows += rows_of(f"{kind}, {search}", times, len(pictures))
                 if PEER in candidates:
+                    ours, theirs = sum(captions[OURS], []), sum(captions[PEER], [])
                     compared += len(pictures)
-                    same += sum(map(str.__eq__, captions[OURS], captions[PEER]))
+                    same += sum(map(str.__eq__, ours, theirs))
         report.add(markdown_table(["", "seconds a picture", "CPU seconds a picture"], rows))
         report.add(memory_table({name: candidate.service for name, candidate in candidates.items()}))
         conditions = [

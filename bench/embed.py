@@ -7,7 +7,6 @@ same texts, in turns, in one run. See README.md.
 import argparse
 import os
 import sys
-from dataclasses import dataclass, field
 from statistics import median
 
 import database
@@ -16,21 +15,20 @@ import numpy as np
 import peers
 import psycopg
 from measuring import (
+    REST,
     Report,
     Watch,
     add_watch_options,
     in_turns,
     markdown_table,
+    measure_rounds,
     memory_table,
     ratios,
     spread,
-    timed,
 )
 
 OURS = "pg_sight"
 PEER = "sentence-transformers"
-# Seconds; OpenMP's threads spin for a few milliseconds after their last work.
-REST = 0.02
 
 
 class Sql(database.Client):
@@ -43,44 +41,6 @@ class Sql(database.Client):
         query = "SELECT embed(%b, %b)"
         row = self.connection.execute(query, [text, database.MODEL], binary=True, prepare=True)
         return row.fetchone()[0]
-
-
-@dataclass
-class Times:
-    """Seconds of one candidate, in all of one round or for each single text."""
-
-    wall: list = field(default_factory=list)
-    cpu: list = field(default_factory=list)
-
-
-def measure_round(candidates, arrays):
-    """Embeds all arrays once; returns (wall, cpu) seconds and the vectors by candidate."""
-    vectors = {name: [] for name in candidates}
-    sums = {name: np.zeros(2) for name in candidates}
-
-    def embed(candidate, texts):
-        return timed(lambda: candidate.call("batch", texts), candidate.pids)
-
-    for name, (embeddings, wall, cpu) in in_turns(candidates, arrays, embed, REST):
-        vectors[name].append(embeddings)
-        sums[name] += wall, cpu
-    return sums, {name: np.concatenate(parts) for name, parts in vectors.items()}
-
-
-def measure_batches(watch, pids, candidates, arrays, rounds):
-    """Takes the rounds; returns the times by candidate and the last round's vectors."""
-    times = {name: Times() for name in candidates}
-    texts = sum(map(len, arrays))
-    for place in range(rounds):
-        # Who comes first changes from round to round too.
-        turned = dict(reversed(candidates.items())) if place % 2 else candidates
-        sums, vectors = watch.take(lambda turned=turned: measure_round(turned, arrays), pids)
-        for name, (wall, cpu) in sums.items():
-            times[name].wall.append(wall)
-            times[name].cpu.append(cpu)
-        rates = ", ".join(f"{name} {texts / sums[name][0]:.0f} texts/s" for name in candidates)
-        print(f"  round {place + 1} of {rounds}: {rates}", file=sys.stderr)
-    return times, vectors
 
 
 def measure_singles(candidates, texts):
@@ -145,7 +105,15 @@ def run(args):
         pids = [server, os.getpid(), *database.processes(connection)]
         if PEER in candidates:
             pids += candidates[PEER].pids
-        times, vectors = measure_batches(watch, pids, candidates, arrays, args.rounds)
+        times, vectors = measure_rounds(
+            watch,
+            pids,
+            candidates,
+            arrays,
+            lambda candidate, array: candidate.call("batch", array),
+            args.rounds,
+            lambda seconds: f"{len(batched) / seconds:.0f} texts/s",
+        )
         seconds = watch.take(lambda: measure_singles(candidates, alone), pids)
         memory = memory_table({name: candidate.service for name, candidate in candidates.items()})
         report.add(batch_table(times, len(batched)), single_table(seconds), memory)
@@ -156,7 +124,7 @@ def run(args):
             database.versions(connection),
         ]
     if PEER in candidates:
-        difference = np.abs(vectors[OURS] - vectors[PEER]).max()
+        difference = max(np.abs(a - b).max() for a, b in zip(vectors[OURS], vectors[PEER], strict=True))
         report.add(f"Greatest difference of an element of a vector: {difference:.1e}")
         conditions.append(f"{candidates[PEER].versions}, batches of {peers.BATCH}")
     report.finish(watch, conditions, args.save)

@@ -11,9 +11,12 @@ import os
 import platform
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+# Seconds; OpenMP's threads spin for a few milliseconds after their last work.
+REST = 0.02
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -63,6 +66,47 @@ def clock(work):
     start = time.perf_counter()
     result = work()
     return result, time.perf_counter() - start
+
+
+@dataclass
+class Times:
+    """Seconds of one candidate, by round."""
+
+    wall: list = field(default_factory=list)
+    cpu: list = field(default_factory=list)
+
+
+def measure_rounds(watch, pids, candidates, works, call, rounds, show):
+    """Has all works done in each round, in turns; returns the times and the last results by candidate.
+
+    call(candidate, work) gives a result and its seconds; show(seconds) says in
+    words how fast a round was.
+    """
+    times = {name: Times() for name in candidates}
+    for place in range(rounds):
+        # Who comes first changes from round to round too.
+        turned = dict(reversed(candidates.items())) if place % 2 else candidates
+        sums, results = watch.take(lambda turned=turned: measure_round(turned, works, call), pids)
+        for name, (wall, cpu) in sums.items():
+            times[name].wall.append(wall)
+            times[name].cpu.append(cpu)
+        shown = ", ".join(f"{name} {show(sums[name][0])}" for name in candidates)
+        print(f"  round {place + 1} of {rounds}: {shown}", file=sys.stderr)
+    return times, results
+
+
+def measure_round(candidates, works, call):
+    """Sums of (wall, cpu) seconds, and a list of the results, by candidate."""
+    results = {name: [] for name in candidates}
+    sums = {name: (0.0, 0.0) for name in candidates}
+
+    def measure(candidate, work):
+        return timed(lambda: call(candidate, work), candidate.pids)
+
+    for name, (result, wall, cpu) in in_turns(candidates, works, measure, REST):
+        results[name].append(result)
+        sums[name] = (sums[name][0] + wall, sums[name][1] + cpu)
+    return sums, results
 
 
 def machine_cpu_seconds():

@@ -77,6 +77,10 @@ SELECT sight_index_calibrate('item_v', ARRAY[NULL::vector]);
 CREATE TABLE parted (id int, v vector(2)) PARTITION BY HASH (id);
 CREATE INDEX parted_v ON parted USING faiss_ivf (v vector_l2_ops);
 SELECT sight_index_stats('parted_v');
+CREATE TABLE wrong (v vector);
+INSERT INTO wrong VALUES ('[1,2]'), ('[1,2,3]');
+CREATE INDEX CONCURRENTLY wrong_v ON wrong USING faiss_ivf ((v::vector(2)) vector_l2_ops);
+SELECT sight_index_stats('wrong_v');
 CREATE ROLE index_stranger;
 -- whatever columns are called; nothing of an owner's runs for somebody else
 CREATE TABLE odd (q vector(16), "Sample" int, d int);

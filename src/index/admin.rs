@@ -11,7 +11,7 @@ use super::cache;
 use super::opclass::OpClass;
 use super::random::Random;
 use super::recall::{NEIGHBOURS, Nearest, ranks};
-use super::report::{OrRaise, Report};
+use super::report::{OrRaise, Report, relation_name};
 use super::statistics::rounded;
 use super::storage::RelationStore;
 use super::vector;
@@ -55,7 +55,7 @@ impl OpenIndex {
                 heap: pg_sys::table_open(heap, lock),
                 index: pg_sys::index_open(oid, lock),
             };
-            open.check_temporary();
+            open.check_usable();
             open
         }
     }
@@ -67,10 +67,19 @@ impl OpenIndex {
 
     /// # Safety
     /// Both relations must be open.
-    unsafe fn check_temporary(&self) {
+    unsafe fn check_usable(&self) {
         // SAFETY: the caller's promise.
         unsafe {
             let index = &*self.index;
+            if !(*index.rd_index).indisvalid {
+                Report::new(
+                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("index \"{}\" is not valid", relation_name(self.index)),
+                )
+                .detail("It is being built, or a concurrent build of it has failed.")
+                .hint("Wait for its build, or rebuild it with REINDEX.")
+                .raise();
+            }
             let persistence = (*index.rd_rel).relpersistence;
             if persistence == pg_sys::RELPERSISTENCE_TEMP as std::ffi::c_char
                 && !index.rd_islocaltemp
