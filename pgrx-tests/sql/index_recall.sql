@@ -10,9 +10,12 @@ SET enable_seqscan = off;
 CREATE VIEW stats AS SELECT * FROM sight_index_stats('item_v');
 SELECT lists, entries, dead, target_recall, nprobe BETWEEN 2 AND 40 AS few, expected_recall >= 0.95 AS enough,
     training_rows > 6000 AS trained, trained_at > now() - interval '1 hour' AS lately, wants_reindex, imbalance BETWEEN 1 AND 4 AS balanced,
-    total_bytes = pg_relation_size('item_v') AS complete, jsonb_array_length(recall_curve) > 5 AS curve FROM stats;
+    total_bytes = pg_relation_size('item_v') AS complete,
+    (recall_curve->0->>'recall_at_100')::float8 <= (recall_curve->0->>'recall_at_10')::float8 AS harder, jsonb_array_length(recall_curve) > 5 AS curve FROM stats;
 -- nobody sets anything: recall is what was promised, as far as chance allows with other rows
 SELECT sight_index_recall('item_v', 10, 500) >= 0.92 AS kept;
+-- neither for more rows than the curve is measured for by default
+SELECT sight_index_recall('item_v', 100, 200) >= 0.92 AS kept_for_100, sight_index_recall('item_v', 400, 50) >= 0.92 AS kept_for_400;
 -- more is wanted, by the setting or by the index: more is read
 CREATE TEMP TABLE before AS SELECT nprobe FROM stats;
 SET faiss_ivf.target_recall = 0.999;
@@ -32,7 +35,7 @@ SELECT count(*) FROM (SELECT id FROM item ORDER BY v <-> (SELECT v FROM item WHE
 SELECT lists_probed, entries_scanned > 100 AS scanned, rows_returned FROM sight_index_last_scan();
 RESET faiss_ivf.nprobe;
 -- queries that are unlike the rows need other lists
-SELECT count(*) > 5 AS points, max(recall) AS most FROM sight_index_calibrate('item_v',
+SELECT count(*) > 5 AS points, max(recall_at_10) AS most, max(recall_at_100) AS most_of_100 FROM sight_index_calibrate('item_v',
     (SELECT array_agg(array_fill(i, ARRAY[16])::vector) FROM generate_series(1, 60) AS i));
 SET faiss_ivf.nprobe = 1;
 SELECT sight_index_recall('item_v', 10, 200) BETWEEN 0.05 AND 0.9 AS low;

@@ -399,7 +399,9 @@ impl Visitor for ExactSearch<'_> {
 #[pg_extern(sql = "
 CREATE FUNCTION sight_index_calibrate(
     index regclass, queries vector[] DEFAULT NULL,
-    OUT nprobe integer, OUT recall double precision, OUT standard_error double precision
+    OUT nprobe integer,
+    OUT recall_at_10 double precision, OUT standard_error_at_10 double precision,
+    OUT recall_at_100 double precision, OUT standard_error_at_100 double precision
 ) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 ")]
@@ -410,8 +412,10 @@ fn sight_index_calibrate(
     'static,
     (
         name!(nprobe, i32),
-        name!(recall, f64),
-        name!(standard_error, f64),
+        name!(recall_at_10, f64),
+        name!(standard_error_at_10, f64),
+        name!(recall_at_100, f64),
+        name!(standard_error_at_100, f64),
     ),
 > {
     let Some(index) = index else {
@@ -457,8 +461,15 @@ fn sight_index_calibrate(
         .points()
         .iter()
         .map(|point| {
-            let (recall, error) = (rounded(point.recall), rounded(point.error));
-            (point.nprobe as i32, recall, error)
+            let [few, many] = point.recall;
+            let share = rounded;
+            (
+                point.nprobe as i32,
+                share(few.mean),
+                share(few.error),
+                share(many.mean),
+                share(many.error),
+            )
         })
         .collect();
     TableIterator::new(rows)

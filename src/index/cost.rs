@@ -1,20 +1,27 @@
 //! What the planner is told about a scan.
 //!
-//! A scan ranks L centroids and then reads nprobe of the L lists, all before
-//! it returns its first row. With P pages and T rows in the index and
-//! r = nprobe / L, the start of a scan costs
+//! A scan ranks L centroids and then reads nprobe of the L lists before it returns its
+//! first row. Reading n lists of an index of P pages and T rows costs
 //!
-//! - `cpu_operator_cost` for each centroid,
-//! - one random page for the begin of each list, and the other pages of the
-//!   lists, P r - nprobe of them, in sequence,
-//! - `cpu_operator_cost` for the distance and `cpu_index_tuple_cost` for the
-//!   queue, for each of T r rows.
+//! - one random page for the begin of each list, and the other pages of the lists,
+//!   P n / L - n of them, in sequence,
+//! - `cpu_operator_cost` for the distance and `cpu_index_tuple_cost` for the queue, for
+//!   each of T n / L rows.
 //!
-//! A scan that goes on to the remaining lists pays the same again for each
-//! share r of the index, so the whole costs 1 / r times as much. It then returns
-//! all rows, which is its selectivity; a scan that may not go on returns a
-//! share of r. The planner takes from the start and the whole what a LIMIT
-//! needs by linear interpolation, and adds the pages of the table itself.
+//! To these come `cpu_operator_cost` for each centroid, and whatever the planner adds
+//! for the rows of the table. The more rows are returned, the more lists are read
+//! ([`Probes::before_row`]), up to all of them.
+//!
+//! Where P is greater than the number of pages of the table, because vectors lie out of
+//! line, the latter counts: nor is a sequential scan charged for the pages of vectors
+//! that it reads, and what is compared must be alike.
+//!
+//! The planner knows two costs of a scan, that before the first row and that of all
+//! rows, and takes what lies between to rise evenly. But the first rows, which come from
+//! all over the table, cost a page each, and all rows together no more than the pages of
+//! the table. So, where the query has a LIMIT, the cost of all rows is such that the line
+//! to it meets the cost of as many rows as the LIMIT takes by the planner's estimate of
+//! how many satisfy the other conditions.
 
 use ivf_store::Meta;
 use pgrx::{pg_guard, pg_sys};
@@ -27,7 +34,7 @@ use super::storage::RelationStore;
 #[expect(clippy::too_many_arguments, reason = "the signature is PostgreSQL's")]
 #[pg_guard]
 pub(super) unsafe extern "C-unwind" fn amcostestimate(
-    _root: *mut pg_sys::PlannerInfo,
+    root: *mut pg_sys::PlannerInfo,
     path: *mut pg_sys::IndexPath,
     _loop_count: f64,
     startup_cost: *mut pg_sys::Cost,
@@ -56,59 +63,124 @@ pub(super) unsafe extern "C-unwind" fn amcostestimate(
             }
             return;
         }
-        let (lists, probes) = lists_and_probes(info.indexoid);
-        let share = f64::from(probes.first) / f64::from(lists);
-        let most = most_of_index(info, f64::from(probes.most) / f64::from(lists), share);
-
-        let start = cost_of_lists(info, f64::from(probes.first), share);
-        let ranking = f64::from(lists) * pg_sys::cpu_operator_cost;
-        *startup_cost = ranking + start;
-        *total_cost = ranking + start * most / share;
-        *selectivity = most;
+        let scan = PlannedScan::of(root, info);
+        let ranking = scan.lists * pg_sys::cpu_operator_cost;
+        *selectivity = scan.most_rows / scan.rows;
+        *startup_cost = ranking + scan.cost_of_lists(scan.probes.first.into());
+        *total_cost = ranking + scan.cost_of_all();
     }
 }
 
-/// What reading `nprobe` lists costs, which are a share of the index.
-///
-/// # Safety
-/// `info` must be that of an index being planned.
-unsafe fn cost_of_lists(info: &pg_sys::IndexOptInfo, nprobe: f64, share: f64) -> f64 {
+/// A scan that is being planned.
+struct PlannedScan<'a> {
+    root: *mut pg_sys::PlannerInfo,
+    info: &'a pg_sys::IndexOptInfo,
+    table: &'a pg_sys::RelOptInfo,
+    lists: f64,
+    probes: Probes,
+    /// Rows of the index, at least one.
+    rows: f64,
+    /// Rows that a scan returns at most.
+    most_rows: f64,
+}
+
+impl<'a> PlannedScan<'a> {
+    /// # Safety
+    /// The planner must hold a lock on the index, and its table be planned.
+    unsafe fn of(root: *mut pg_sys::PlannerInfo, info: &'a pg_sys::IndexOptInfo) -> Self {
+        // SAFETY: the planner has the index locked, so no further lock is needed.
+        unsafe {
+            let relation = pg_sys::index_open(info.indexoid, pg_sys::NoLock as pg_sys::LOCKMODE);
+            let store = RelationStore::open(relation);
+            let meta = Meta::read(&store).or_raise(relation);
+            let probes = Probes::choose(relation, &store, &meta).or_raise(relation);
+            pg_sys::index_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+            let (lists, rows) = (f64::from(meta.lists), info.tuples.max(1.0));
+            // No list is read when so many rows were, but a list is read whole.
+            let bound = options::max_scan_tuples().map_or(rows, |bound| bound as f64);
+            let first_rows = rows * f64::from(probes.first) / lists;
+            Self {
+                root,
+                info,
+                table: &*info.rel,
+                lists,
+                probes,
+                rows,
+                most_rows: (rows * f64::from(probes.most) / lists)
+                    .min(bound)
+                    .max(first_rows),
+            }
+        }
+    }
+
+    /// What reading so many lists costs.
+    fn cost_of_lists(&self, count: f64) -> f64 {
+        let (random_page_cost, seq_page_cost) = page_costs(self.info.reltablespace);
+        // SAFETY: settings of the backend.
+        let row_cost = unsafe { pg_sys::cpu_operator_cost + pg_sys::cpu_index_tuple_cost };
+        let share = count / self.lists;
+        let pages = f64::from(self.info.pages.min(self.table.pages.max(1))) * share;
+        let random_pages = pages.min(count);
+        random_pages * random_page_cost
+            + (pages - random_pages) * seq_page_cost
+            + self.rows * share * row_cost
+    }
+
+    /// How many lists are read when so many rows were returned.
+    fn lists_of_rows(&self, rows: f64) -> f64 {
+        let most = self.most_rows * self.lists / self.rows;
+        let before = self.probes.before_row(rows, self.rows / self.lists);
+        before.min(most.max(self.probes.first.into()))
+    }
+
+    /// What the pages of the table cost in which so many rows lie, as the planner
+    /// charges them.
+    fn cost_of_table_pages(&self, rows: f64) -> f64 {
+        let (random_page_cost, _) = page_costs(self.table.reltablespace);
+        // SAFETY: arithmetic over what the planner knows.
+        let pages = unsafe {
+            let index_pages = f64::from(self.info.pages);
+            pg_sys::index_pages_fetched(rows, self.table.pages, index_pages, self.root)
+        };
+        pages * random_page_cost
+    }
+
+    /// The share of the rows that satisfies the LIMIT of the query, 1 if there is none.
+    ///
+    /// # Safety
+    /// As for [`Self::of`].
+    unsafe fn wanted_share(&self) -> f64 {
+        // SAFETY: the caller's promise.
+        let limit = unsafe { (*self.root).limit_tuples };
+        if limit <= 0.0 {
+            return 1.0;
+        }
+        (limit / self.table.rows.max(1.0)).min(1.0)
+    }
+
+    /// What the index's part of a scan costs that returns all rows, without the ranking.
+    ///
+    /// # Safety
+    /// As for [`Self::of`].
+    unsafe fn cost_of_all(&self) -> f64 {
+        let start = self.cost_of_lists(self.probes.first.into());
+        // SAFETY: the caller's promise.
+        let share = unsafe { self.wanted_share() };
+        let rows = (self.rows * share).min(self.most_rows);
+        let rise =
+            self.cost_of_lists(self.lists_of_rows(rows)) - start + self.cost_of_table_pages(rows);
+        let even = start + rise / share - self.cost_of_table_pages(self.most_rows);
+        let all = self.cost_of_lists(self.lists_of_rows(self.most_rows));
+        all.max(even)
+    }
+}
+
+/// What a random and a sequential page of a tablespace cost.
+fn page_costs(tablespace: pg_sys::Oid) -> (f64, f64) {
     let (mut random_page_cost, mut seq_page_cost) = (0.0, 0.0);
-    // SAFETY: two places for results; settings of the backend.
-    let (operator_cost, tuple_cost) = unsafe {
-        pg_sys::get_tablespace_page_costs(
-            info.reltablespace,
-            &mut random_page_cost,
-            &mut seq_page_cost,
-        );
-        (pg_sys::cpu_operator_cost, pg_sys::cpu_index_tuple_cost)
-    };
-    let pages = f64::from(info.pages) * share;
-    let random_pages = pages.min(nprobe);
-    let rows = info.tuples * share;
-    random_pages * random_page_cost
-        + (pages - random_pages) * seq_page_cost
-        + rows * (operator_cost + tuple_cost)
-}
-
-/// The share of the index that a scan reads at most, which `max_scan_tuples` bounds too.
-fn most_of_index(info: &pg_sys::IndexOptInfo, most: f64, first: f64) -> f64 {
-    let bound = options::max_scan_tuples().map_or(1.0, |rows| rows as f64 / info.tuples.max(1.0));
-    most.min(bound).max(first)
-}
-
-/// How many lists an index has, and how many a scan reads.
-///
-/// # Safety
-/// The planner must hold a lock on the index.
-unsafe fn lists_and_probes(index: pg_sys::Oid) -> (u32, Probes) {
-    // SAFETY: the planner has the index locked, so no further lock is needed.
+    // SAFETY: two places for results.
     unsafe {
-        let relation = pg_sys::index_open(index, pg_sys::NoLock as pg_sys::LOCKMODE);
-        let store = RelationStore::open(relation);
-        let meta = Meta::read(&store).or_raise(relation);
-        let probes = Probes::choose(relation, &store, &meta).or_raise(relation);
-        pg_sys::index_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
-        (meta.lists, probes)
+        pg_sys::get_tablespace_page_costs(tablespace, &mut random_page_cost, &mut seq_page_cost);
     }
+    (random_page_cost, seq_page_cost)
 }

@@ -53,6 +53,9 @@ unsafe extern "C-unwind" fn explain_node(
         let work = (*scan.opaque.cast::<ScanState>()).work();
         show(c"Lists Probed", work.lists, state);
         show(c"Entries Scanned", work.entries, state);
+        if work.left_out > 0 {
+            show(c"Rows Left Out", work.left_out, state);
+        }
     }
 }
 

@@ -82,7 +82,7 @@ pub(super) fn define() {
     );
     GucRegistry::define_float_guc(
         c"faiss_ivf.target_recall",
-        c"Share of the ten nearest rows that a scan of a faiss_ivf index should find.",
+        c"Share of the nearest rows that a scan of a faiss_ivf index should find.",
         c"It reads as few lists as the index has learnt that this takes. 0 takes the option of the index.",
         &TARGET_RECALL,
         0.0,
@@ -117,7 +117,7 @@ pub(super) fn define() {
         pg_sys::add_real_reloption(
             kind,
             c"target_recall".as_ptr(),
-            c"Share of the ten nearest rows that a scan should find".as_ptr(),
+            c"Share of the nearest rows that a scan should find".as_ptr(),
             DEFAULT_TARGET_RECALL,
             0.0,
             1.0,

@@ -1,11 +1,12 @@
 //! How recall is measured: by the lists in which the true nearest rows of queries lie.
 
 use faiss_ivf::FaissError;
+use ivf_store::RECALL_ROWS;
 
 use super::opclass::OpClass;
 
-/// Recall is that of so many nearest rows.
-pub(super) const NEIGHBOURS: usize = 10;
+/// So many nearest rows of a query are looked for.
+pub(super) const NEIGHBOURS: usize = RECALL_ROWS[RECALL_ROWS.len() - 1];
 
 /// The nearest rows of a query among those that were seen, with their lists.
 #[derive(Debug, Clone)]

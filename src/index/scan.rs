@@ -88,11 +88,11 @@ struct Progress {
     /// All lists; those before `probed` were read.
     lists: Vec<RankedList>,
     probed: usize,
-    /// How many lists are read at once, and how many in all.
-    step: usize,
-    most: usize,
+    probes: Probes,
     /// No further lists are read when so many rows were.
     most_rows: u64,
+    /// When so many rows were returned, further lists may have to be read.
+    next_look: u64,
     keeps_order: bool,
     candidates: BinaryHeap<Candidate>,
     /// Key of the row returned last.
@@ -204,9 +204,9 @@ unsafe fn begin(scan: pg_sys::IndexScanDesc, store: &RelationStore) -> Progress 
             scanner,
             lists,
             probed: 0,
-            step: probes.first as usize,
-            most: probes.most as usize,
+            probes,
             most_rows: options::max_scan_tuples().unwrap_or(u64::MAX),
+            next_look: Probes::next_look(0),
             keeps_order: options::iterative_scan() != IterativeScan::RelaxedOrder,
             candidates: BinaryHeap::new(),
             last: f32::NEG_INFINITY,
@@ -289,46 +289,64 @@ impl Progress {
     /// # Safety
     /// `index` must be the open index that `store` is of.
     unsafe fn next(&mut self, index: pg_sys::Relation, store: &RelationStore) -> Option<Tid> {
+        if self.work.rows >= self.next_look {
+            self.next_look = Probes::next_look(self.work.rows);
+            let entries_per_list = self.work.entries as f64 / self.probed as f64;
+            let wanted = (self.probes).before_row(self.next_look as f64, entries_per_list);
+            let missing = (wanted.ceil() as usize).saturating_sub(self.probed);
+            // SAFETY: the caller's promise.
+            unsafe { self.read_lists(missing, index, store) };
+        }
         loop {
             if let Some(candidate) = self.candidates.pop() {
                 self.last = self.last.max(candidate.key);
                 self.work.count_row();
                 return Some(candidate.tid);
             }
-            if self.probed >= self.most || self.work.entries >= self.most_rows {
+            let step = self.probed.max(self.probes.first as usize);
+            // SAFETY: the caller's promise.
+            if unsafe { self.read_lists(step, index, store) } == 0 {
                 return None;
             }
-            // SAFETY: the caller's promise.
-            unsafe { self.read_lists(index, store) };
         }
     }
 
-    /// Reads the next nearest lists.
+    /// Reads the `wanted` nearest of the lists that were not read yet, or as many as may
+    /// be read. Returns how many it has read.
     ///
     /// # Safety
     /// As for [`Self::next`].
-    unsafe fn read_lists(&mut self, index: pg_sys::Relation, store: &RelationStore) {
+    unsafe fn read_lists(
+        &mut self,
+        wanted: usize,
+        index: pg_sys::Relation,
+        store: &RelationStore,
+    ) -> usize {
         let remaining = &mut self.lists[self.probed..];
-        let count = self.step.min(self.most - self.probed);
+        let count = wanted.min(self.probes.most as usize - self.probed);
+        if count == 0 || self.work.entries >= self.most_rows {
+            return 0;
+        }
         if count < remaining.len() {
             let by_key = |a: &RankedList, b: &RankedList| a.key.total_cmp(&b.key);
             remaining.select_nth_unstable_by(count - 1, by_key);
         }
         let mut found = std::mem::take(&mut self.candidates).into_vec();
         let mut distances = Vec::new();
-        for ranked in &self.lists[self.probed..self.probed + count] {
+        for place in self.probed..self.probed + count {
+            let ranked = self.lists[place];
             // SAFETY: the caller's promise.
-            let entries =
-                unsafe { self.read_list(*ranked, index, store, &mut distances, &mut found) };
-            self.work.count_entries(entries);
+            let work = unsafe { self.read_list(ranked, index, store, &mut distances, &mut found) };
+            self.work += work;
         }
         self.probed += count;
-        self.work.count_lists(count);
+        self.work.show();
         self.candidates = BinaryHeap::from(found);
+        count
     }
 
-    /// Reads one list, page by page, and returns how many entries it has. `distances`
-    /// is scratch space.
+    /// Reads one list, page by page, and returns what work that was. `distances` is
+    /// scratch space.
     ///
     /// # Safety
     /// As for [`Self::next`].
@@ -339,15 +357,18 @@ impl Progress {
         store: &RelationStore,
         distances: &mut Vec<f32>,
         found: &mut Vec<Candidate>,
-    ) -> u64 {
-        let mut entries = 0;
+    ) -> Work {
+        let mut work = Work {
+            lists: 1,
+            ..Work::default()
+        };
         let mut cursor = ListCursor::new(list.list, list.first);
         loop {
             check_for_interrupts!();
             let mut scanned = Ok(());
             let mut has_room = true;
             let more = cursor.advance(store, self.layout, |page| {
-                entries += page.len() as u64;
+                work.entries += page.len() as u64;
                 distances.clear();
                 distances.resize(page.len(), 0.0);
                 if let Some(scanner) = &self.scanner {
@@ -359,10 +380,12 @@ impl Progress {
                 }
                 for (entry, &distance) in distances.iter().enumerate() {
                     let key = self.opclass.key(distance);
-                    if !(self.keeps_order && key < self.last) {
-                        let tid = page.tid(entry);
-                        found.push(Candidate { key, tid });
+                    if self.keeps_order && key < self.last {
+                        work.left_out += 1;
+                        continue;
                     }
+                    let tid = page.tid(entry);
+                    found.push(Candidate { key, tid });
                 }
             });
             if !has_room {
@@ -372,7 +395,7 @@ impl Progress {
             unsafe {
                 scanned.or_raise(index);
                 if !more.or_raise(index) {
-                    return entries;
+                    return work;
                 }
             }
         }

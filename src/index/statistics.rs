@@ -1,6 +1,8 @@
 //! `sight_index_stats`: what an index holds and how its lists are.
 
-use ivf_store::{Extent, ListLayout, ListPage, Meta, PAGE_SIZE, PageStore, RecallCurve, Tid};
+use ivf_store::{
+    Extent, ListLayout, ListPage, Meta, PAGE_SIZE, PageStore, RECALL_ROWS, RecallCurve, Tid,
+};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
 use pgrx::{JsonB, check_for_interrupts, name, pg_extern, pg_sys};
@@ -157,8 +159,12 @@ fn sight_index_stats(
     let pages = |pages: u64| (pages * PAGE_SIZE as u64) as i64;
     let extent = |extent: &Extent| pages(extent.blocks.into());
     let points = curve.points().iter().map(|point| {
-        let (recall, error) = (rounded(point.recall), rounded(point.error));
-        json!({"nprobe": point.nprobe, "recall": recall, "standard_error": error})
+        let mut object = json!({"nprobe": point.nprobe});
+        for (rows, recall) in RECALL_ROWS.iter().zip(point.recall) {
+            object[format!("recall_at_{rows}")] = json!(rounded(recall.mean));
+            object[format!("standard_error_at_{rows}")] = json!(rounded(recall.error));
+        }
+        object
     });
     let row = (
         meta.lists as i32,

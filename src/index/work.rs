@@ -14,6 +14,9 @@ pub(super) struct Work {
     pub entries: u64,
     /// Rows that were returned.
     pub rows: u64,
+    /// Rows that were left out to keep the order: they were found when rows that are
+    /// farther had been returned.
+    pub left_out: u64,
 }
 
 impl std::ops::AddAssign for Work {
@@ -21,6 +24,7 @@ impl std::ops::AddAssign for Work {
         self.lists += other.lists;
         self.entries += other.entries;
         self.rows += other.rows;
+        self.left_out += other.left_out;
     }
 }
 
@@ -36,21 +40,13 @@ impl Work {
         work
     }
 
-    pub fn count_lists(&mut self, lists: usize) {
-        self.lists += lists as u64;
-        self.show();
-    }
-
-    pub fn count_entries(&mut self, entries: u64) {
-        self.entries += entries;
-    }
-
     pub fn count_row(&mut self) {
         self.rows += 1;
         self.show();
     }
 
-    fn show(self) {
+    /// From now on this is what the last scan did.
+    pub fn show(self) {
         LAST.set(Some(self));
     }
 }
@@ -64,8 +60,12 @@ fn sight_index_last_scan() -> TableIterator<
         name!(lists_probed, i64),
         name!(entries_scanned, i64),
         name!(rows_returned, i64),
+        name!(rows_left_out, i64),
     ),
 > {
-    let row = |work: Work| (work.lists as i64, work.entries as i64, work.rows as i64);
+    let row = |work: Work| {
+        let counts = [work.lists, work.entries, work.rows, work.left_out];
+        counts.map(|count| count as i64).into()
+    };
     TableIterator::new(LAST.get().map(row))
 }

@@ -33,6 +33,6 @@ pub use page::{
     Block, DATA_START, MAGIC, NO_BLOCK, PAGE_SIZE, PageBytes, PageKind, SPECIAL_SIZE,
     SPECIAL_START, VERSION,
 };
-pub use recall::{RecallCurve, RecallPoint};
+pub use recall::{RECALL_ROWS, Recall, RecallCurve, RecallPoint};
 pub use store::{MAX_CHANGED_PAGES, PageChange, PageStore};
 pub use writer::ListWriter;

@@ -8,21 +8,38 @@ use crate::meta::{META_BLOCK, Meta};
 use crate::page::{self, DATA_START, PageKind, get_u32, put_u32};
 use crate::store::{PageChange, PageStore};
 
-const POINT_SIZE: usize = 12;
+/// The curve has a recall for the nearest so many rows.
+pub const RECALL_ROWS: [usize; 2] = [10, 100];
+
+const POINT_SIZE: usize = 4 + 8 * RECALL_ROWS.len();
 /// Every number of lists up to here is a point; beyond, each is larger than the one
 /// before by a twentieth.
 const DENSE: u32 = 64;
 const GROWTH: u32 = 20;
+
+/// A share of the true nearest rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Recall {
+    /// The mean over the queries.
+    pub mean: f32,
+    /// Standard error of that mean.
+    pub error: f32,
+}
+
+impl Recall {
+    const ALL: Self = Self {
+        mean: 1.0,
+        error: 0.0,
+    };
+}
 
 /// What was measured for one number of lists.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RecallPoint {
     /// Lists read.
     pub nprobe: u32,
-    /// The share of the true nearest rows that lie in them, the mean over the queries.
-    pub recall: f32,
-    /// Standard error of that mean.
-    pub error: f32,
+    /// Recall of each number of rows of [`RECALL_ROWS`].
+    pub recall: [Recall; RECALL_ROWS.len()],
 }
 
 /// Points with rising numbers of lists; the last is that of all lists.
@@ -38,47 +55,29 @@ impl RecallCurve {
         Self {
             points: vec![RecallPoint {
                 nprobe: lists,
-                recall: 1.0,
-                error: 0.0,
+                recall: [Recall::ALL; RECALL_ROWS.len()],
             }],
         }
     }
 
     /// The curve of an index of `lists` lists. `ranks` holds for each query the ranks,
-    /// from 1, of the lists that hold its true nearest rows, when lists are ordered by
-    /// nearness to the query.
+    /// from 1, of the lists that hold its true nearest rows, nearest first, when lists
+    /// are ordered by nearness to the query.
     #[must_use]
     pub fn measured(lists: u32, ranks: &[Vec<u32>]) -> Self {
-        let ranks: Vec<&Vec<u32>> = ranks.iter().filter(|ranks| !ranks.is_empty()).collect();
+        let ranks: Vec<&[u32]> = ranks
+            .iter()
+            .map(Vec::as_slice)
+            .filter(|ranks| !ranks.is_empty())
+            .collect();
         if ranks.is_empty() {
             return Self::unmeasured(lists);
         }
-        let count = ranks.len() as f64;
-        // What few neighbours say is not certain, even if they agree.
-        let rows: usize = ranks.iter().map(|ranks| ranks.len()).sum();
-        let least_error = 1.0 / (rows as f64 + 1.0);
-        let point = |nprobe: u32| {
-            let recalls = ranks.iter().map(|ranks| {
-                let found = ranks.iter().filter(|rank| **rank <= nprobe).count();
-                found as f64 / ranks.len() as f64
-            });
-            let (sum, squares) = recalls.fold((0.0, 0.0), |(sum, squares), recall| {
-                (sum + recall, squares + recall * recall)
-            });
-            let mean = sum / count;
-            let variance = (squares / count - mean * mean).max(0.0);
-            let error = (variance / (count - 1.0).max(1.0)).sqrt();
-            RecallPoint {
-                nprobe,
-                recall: mean as f32,
-                error: error.max(least_error) as f32,
-            }
-        };
         let mut points: Vec<RecallPoint> = Vec::new();
         for nprobe in numbers(lists) {
-            let point = point(nprobe);
-            points.push(point);
-            if point.recall >= 1.0 {
+            let recall = RECALL_ROWS.map(|rows| recall_of(&ranks, rows, nprobe));
+            points.push(RecallPoint { nprobe, recall });
+            if recall.iter().all(|recall| recall.mean >= 1.0) {
                 break;
             }
         }
@@ -94,16 +93,26 @@ impl RecallCurve {
         &self.points
     }
 
-    /// The least number of lists whose recall reaches `target`, by a standard error
-    /// more than the mean: what was measured with few queries must hold for others.
+    /// The least numbers of lists whose recall of each of [`RECALL_ROWS`] reaches
+    /// `target`, by a standard error more than the mean: what was measured with few
+    /// queries must hold for others.
     #[must_use]
-    pub fn nprobe(&self, target: f64) -> u32 {
-        let reaches = |point: &&RecallPoint| f64::from(point.recall - point.error) >= target;
-        let found = self.points.iter().find(reaches).or(self.points.last());
-        found.map_or(1, |point| point.nprobe)
+    pub fn nprobe(&self, target: f64) -> [u32; RECALL_ROWS.len()] {
+        let mut least = 1;
+        std::array::from_fn(|place| {
+            let reaches = |point: &&RecallPoint| {
+                let recall = point.recall[place];
+                f64::from(recall.mean - recall.error) >= target
+            };
+            let found = self.points.iter().find(reaches).or(self.points.last());
+            // More rows never take fewer lists, whatever chance says.
+            least = found.map_or(1, |point| point.nprobe).max(least);
+            least
+        })
     }
 
-    /// The recall to expect of a search that reads `nprobe` lists.
+    /// The recall of the nearest [`RECALL_ROWS`]`[0]` rows to expect of a search that
+    /// reads `nprobe` lists.
     #[must_use]
     pub fn recall(&self, nprobe: u32) -> f32 {
         let below = self
@@ -111,7 +120,7 @@ impl RecallCurve {
             .iter()
             .rev()
             .find(|point| point.nprobe <= nprobe);
-        below.map_or(0.0, |point| point.recall)
+        below.map_or(0.0, |point| point.recall[0].mean)
     }
 
     /// Appends the page of the curve to an index that is being built.
@@ -137,15 +146,17 @@ impl RecallCurve {
             .take_while(|bytes| get_u32(bytes, 0) > 0)
             .map(|bytes| RecallPoint {
                 nprobe: get_u32(bytes, 0),
-                recall: f32::from_bits(get_u32(bytes, 4)),
-                error: f32::from_bits(get_u32(bytes, 8)),
+                recall: std::array::from_fn(|place| Recall {
+                    mean: f32::from_bits(get_u32(bytes, 4 + 8 * place)),
+                    error: f32::from_bits(get_u32(bytes, 8 + 8 * place)),
+                }),
             })
             .collect();
         let rises = points.windows(2).all(|two| two[0].nprobe < two[1].nprobe);
         let ends = points.last().is_some_and(|last| last.nprobe == meta.lists);
-        let finite = points
-            .iter()
-            .all(|point| (0.0..=1.0).contains(&point.recall) && (0.0..=1.0).contains(&point.error));
+        let share = 0.0..=1.0;
+        let finite = (points.iter().flat_map(|point| point.recall))
+            .all(|recall| share.contains(&recall.mean) && share.contains(&recall.error));
         if !rises || !ends || !finite {
             let reason = "the recall curve is damaged";
             return Err(StoreError::corrupted(meta.recall.first, reason));
@@ -185,10 +196,35 @@ impl RecallCurve {
         let mut bytes = vec![0; EXTENT_PAGE_BYTES];
         for (bytes, point) in bytes.chunks_exact_mut(POINT_SIZE).zip(&self.points) {
             put_u32(bytes, 0, point.nprobe);
-            put_u32(bytes, 4, point.recall.to_bits());
-            put_u32(bytes, 8, point.error.to_bits());
+            for (place, recall) in point.recall.iter().enumerate() {
+                put_u32(bytes, 4 + 8 * place, recall.mean.to_bits());
+                put_u32(bytes, 8 + 8 * place, recall.error.to_bits());
+            }
         }
         bytes
+    }
+}
+
+/// The recall of the nearest `rows` rows for searches that read `nprobe` lists.
+fn recall_of(ranks: &[&[u32]], rows: usize, nprobe: u32) -> Recall {
+    let count = ranks.len() as f64;
+    let (mut sum, mut squares, mut seen) = (0.0, 0.0, 0);
+    for ranks in ranks {
+        let nearest = &ranks[..rows.min(ranks.len())];
+        let found = nearest.iter().filter(|rank| **rank <= nprobe).count();
+        let recall = found as f64 / nearest.len() as f64;
+        sum += recall;
+        squares += recall * recall;
+        seen += nearest.len();
+    }
+    let mean = sum / count;
+    let variance = (squares / count - mean * mean).max(0.0);
+    let error = (variance / (count - 1.0).max(1.0)).sqrt();
+    // What few neighbours say is not certain, even if they agree.
+    let least_error = 1.0 / (seen as f64 + 1.0);
+    Recall {
+        mean: mean as f32,
+        error: error.max(least_error) as f32,
     }
 }
 
@@ -222,25 +258,39 @@ mod tests {
 
     #[test]
     fn recall_is_the_share_of_rows_in_the_lists_that_are_read() {
-        let curve = RecallCurve::measured(10, &[vec![1, 1, 1, 2], vec![1, 1, 3, 3], vec![]]);
-        let recalls: Vec<f32> = curve.points().iter().map(|point| point.recall).collect();
-        // All rows are found in three lists; the others are only known to exist.
-        assert_eq!(recalls, [0.625, 0.75, 1.0, 1.0]);
-        assert_eq!(curve.points()[3].nprobe, 10);
-        // Of 0.75 and 0.5: a deviation of 0.125 over the root of one less than two; then
-        // one row of eight for what is certain by these few.
-        assert!((curve.points()[0].error - 0.125).abs() < 1e-6);
-        assert!((curve.points()[2].error - 1.0 / 9.0).abs() < 1e-6);
-        assert_eq!(curve.recall(2), 0.75);
+        let mut far = vec![1; 10];
+        far.extend([4; 10]);
+        let curve = RecallCurve::measured(10, &[vec![1, 1, 1, 2], vec![1, 1, 3, 3], far, vec![]]);
+        let of_ten: Vec<f32> = (curve.points().iter())
+            .map(|point| (point.recall[0].mean * 3.0 * 4.0).round() / 4.0)
+            .collect();
+        // Of the first four, three, two and ten of ten; the others are only known to exist.
+        assert_eq!(of_ten, [2.25, 2.5, 3.0, 3.0, 3.0]);
+        let of_hundred: Vec<f32> = (curve.points().iter())
+            .map(|point| (point.recall[1].mean * 3.0 * 4.0).round() / 4.0)
+            .collect();
+        assert_eq!(of_hundred, [1.75, 2.0, 2.5, 3.0, 3.0]);
+        assert_eq!(curve.points()[4].nprobe, 10);
+        // One row of eighteen more for what is certain by these few.
+        assert!((curve.points()[2].recall[0].error - 1.0 / 19.0).abs() < 1e-6);
+        assert!((curve.recall(2) * 3.0 - 2.5).abs() < 1e-6);
         assert_eq!(curve.recall(7), 1.0);
-        assert_eq!((curve.nprobe(0.5), curve.nprobe(0.8)), (1, 3));
-        assert_eq!(curve.nprobe(1.0), 10);
+        assert_eq!(curve.nprobe(0.3), [1, 1]);
+        assert_eq!(curve.nprobe(0.8), [3, 4]);
+        assert_eq!(curve.nprobe(1.0), [10, 10]);
+    }
+
+    #[test]
+    fn the_error_is_that_of_the_mean_over_queries() {
+        let curve = RecallCurve::measured(10, &[vec![1, 1, 1, 2], vec![1, 1, 3, 3]]);
+        // Of 0.75 and 0.5: a deviation of 0.125 over the root of one less than two.
+        assert!((curve.points()[0].recall[0].error - 0.125).abs() < 1e-6);
     }
 
     #[test]
     fn without_queries_all_lists_are_read() {
         for curve in [RecallCurve::unmeasured(7), RecallCurve::measured(7, &[])] {
-            assert_eq!(curve.nprobe(0.1), 7);
+            assert_eq!(curve.nprobe(0.1), [7, 7]);
             assert_eq!(curve.recall(6), 0.0);
         }
     }
