@@ -121,12 +121,14 @@ class Watch:
     `limit` is how many cores they may use on average. A measurement in which
     they used more is thrown away and taken again, whatever its result was. When
     `patience` seconds in all have gone into waiting and retaking, measurements
-    are kept as they come, and the report says so.
+    are kept as they come, and the report says so. `count` gives the processor
+    time of the processes that do the work.
     """
 
-    def __init__(self, limit, patience):
+    def __init__(self, limit, patience, count=cpu_seconds):
         self.limit = limit
         self.patience = patience
+        self.count = count
         self.shares = []
         self.retaken = 0
 
@@ -146,13 +148,12 @@ class Watch:
             self.retaken += 1
             print(f"  others used {share:.2f} cores: taken again", file=sys.stderr)
 
-    @staticmethod
-    def others(pids, work=lambda: time.sleep(1)):
+    def others(self, pids, work=lambda: time.sleep(1)):
         """Result of work(), and the cores that processes other than `pids` used during it."""
-        machine, own, start = machine_cpu_seconds(), cpu_seconds(pids), time.monotonic()
+        machine, own, start = machine_cpu_seconds(), self.count(pids), time.monotonic()
         result = work()
         seconds = time.monotonic() - start
-        used = machine_cpu_seconds() - machine - (cpu_seconds(pids) - own)
+        used = machine_cpu_seconds() - machine - (self.count(pids) - own)
         return result, max(used, 0.0) / seconds
 
     def warning(self):

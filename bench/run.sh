@@ -4,14 +4,16 @@
 #   bench/run.sh                        all, with their defaults
 #   bench/run.sh embed [OPTION]...      embed.py
 #   bench/run.sh caption [OPTION]...    caption.py
-#   bench/run.sh index [OPTION]...      index.py
+#   bench/run.sh ann [OPTION]...        ann
 #
-# --save writes the report to bench/results-NAME.md too; --model takes a model's
-# directory or one of the sizes minilm, mpnet-base, blip-base and blip-large.
+# --save writes the report to bench/results-NAME.md too, and that of ann with its
+# results and plots to bench/ann; --model takes a model's directory or one of the
+# sizes minilm, mpnet-base, blip-base and blip-large.
 # scripts/bench.sh, or make bench, sets up and installs first.
 #
 #   PG_SIGHT_BENCH_VENV   a Python environment of yours with requirements.txt,
 #                         instead of one that is made in the cache
+#   PG_SIGHT_BENCH_PRELOAD   shared_preload_libraries of the cluster
 
 . "$(dirname "$0")/../scripts/cluster.sh"
 
@@ -49,14 +51,15 @@ download_wordnet() {
 
 get_peer() {
     if [ -n "${PG_SIGHT_BENCH_VENV:-}" ] || cmp -s "$BENCH/requirements.txt" "$PEER_VENV/requirements.txt"; then
-        already "transformers and torch"
+        already "transformers, torch and FAISS"
     else
-        step peer "transformers and torch (3 GB, 6 GB on disk)" make_peer
+        step peer "transformers, torch and FAISS (3 GB, 6 GB on disk)" make_peer
     fi
 }
 
 make_peer() {
-    python3 -m venv --clear "$PEER_VENV"
+    # What is there already is kept: only packages of other versions are replaced.
+    python3 -m venv "$PEER_VENV"
     "$PEER_VENV/bin/python" -m pip --disable-pip-version-check --no-input install -r "$BENCH/requirements.txt"
     cp "$BENCH/requirements.txt" "$PEER_VENV/requirements.txt"
 }
@@ -76,17 +79,21 @@ make_cluster() {
     step bench-initdb "Private database cluster" create_cluster
     as_user tee -a "$DATA/postgresql.conf" >/dev/null <<SETTINGS
 cluster_name = 'pg_sight bench'
-shared_buffers = 2GB
+shared_buffers = $(shared_memory)MB
 # Nothing in the background while something is measured.
 autovacuum = off
 checkpoint_timeout = 1h
 max_wal_size = 8GB
 jit = off
+shared_preload_libraries = '${PG_SIGHT_BENCH_PRELOAD:-}'
 SETTINGS
     # PostgreSQL must not hold the lock.
     step bench-cluster "Start the cluster" start_cluster 8>&-
     export PGHOST=$SOCKET PGUSER=postgres PGDATABASE=postgres
 }
+
+# A quarter of the memory, in MB, and at most 8 GB.
+shared_memory() { awk '$1 == "MemTotal:" { m = int($2 / 4096); print m < 8192 ? m : 8192 }' /proc/meminfo; }
 
 discard_cluster() {
     if is_running; then
@@ -183,14 +190,35 @@ bench_caption() {
     benchmark caption caption "$PEER_PYTHON" --pictures "$CACHE/bench/pictures" "${OPTIONS[@]}"
 }
 
-bench_index() { benchmark index index "$PYTHON" --wordnet "$WORDNET" --cache "$CACHE/bench" "$@"; }
+# The command that restarts the cluster, quoted for a shell.
+restart_command() {
+    local command=("$(bindir)/pg_ctl" -D "$DATA" -w -m fast -l "$SERVER_LOG" restart)
+    [ "$IS_ROOT" = no ] ||
+        command=(env HOME=/ setpriv "--reuid=$RUN_AS" "--regid=$(id -g "$RUN_AS")" --init-groups -- "${command[@]}")
+    printf '%q ' "${command[@]}"
+}
+
+bench_ann() {
+    local options=(--cache "$CACHE/bench") option
+    [ -z "${DEMO_HOME:-}" ] || options+=(--wordnet "$WORDNET" --restart "$(restart_command)")
+    for option; do
+        if [ "$option" = --save ]; then
+            options+=(--results "$BENCH/ann")
+        else
+            options+=("$option")
+        fi
+    done
+    get_peer >&2
+    say "" "Benchmark ann" >&2
+    "$PEER_VENV/bin/python" -B "$BENCH/ann" "${options[@]}"
+}
 
 choose_postgres
 PYTHON=${PG_SIGHT_VENV:-$VENV}/bin/python
 case ${1:-} in
-embed | caption | index) benchmarks=("$1") && shift ;;
-"" | -*) benchmarks=(embed caption index) ;;
-*) fail "there is no benchmark \"$1\"; there are embed, caption and index" ;;
+embed | caption | ann) benchmarks=("$1") && shift ;;
+"" | -*) benchmarks=(embed caption ann) ;;
+*) fail "there is no benchmark \"$1\"; there are embed, caption and ann" ;;
 esac
 # Two at a time would disturb each other.
 mkdir -p "$CACHE/bench"
@@ -199,9 +227,14 @@ flock -n 8 || {
     say "Waiting for another benchmark to finish" >&2
     flock 8
 }
-# Standard output belongs to the reports.
-get_wordnet >&2
-make_cluster >&2
+case " $* " in
+*" --report-only "* | *" --help "* | *" -h "*) ;;
+*)
+    # Standard output belongs to the reports.
+    get_wordnet >&2
+    make_cluster >&2
+    ;;
+esac
 for name in "${benchmarks[@]}"; do
     "bench_$name" "$@"
 done

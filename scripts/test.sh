@@ -13,6 +13,9 @@ export PG_SIGHT_MINILM=$MINILM
 say "" "Generator of the demo pictures"
 (cd tools/demo-captioner && "$PYTHON" -B -m unittest discover -s tests)
 
+say "" "Benchmark of vector indexes"
+(cd bench/ann && "$PYTHON" -B -m unittest discover -s tests)
+
 say "" "Crates"
 cargo test --release -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models -p sight-hub -p pg_sight_server
 

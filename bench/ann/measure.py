@@ -1,0 +1,222 @@
+"""One run: which tables there are, and in which order phases are measured."""
+
+import math
+import sys
+import time
+from statistics import median
+
+import database
+import phases
+import store
+from candidates import Indexed, InProcess
+from measuring import Watch
+from processes import family_cpu_seconds
+from search import least_setting, remembered, search
+from truth import truth
+
+PHASES = ("build", "search", "memory", "filters", "inserts", "vacuum", "drift", "cold")
+# Bytes of vectors up to which each method has a table of its own.
+SMALL = 2 * 2**30
+ALONE = "(table without index)"
+
+
+class Bench:
+    """What all phases share."""
+
+    def __init__(self, args, data, chosen, peers, results):
+        self.args = args
+        self.data = data
+        self.lists = args.lists or round(math.sqrt(len(data)))
+        self.chosen = chosen
+        self.peers = peers
+        self.results = results
+        self.apart = data.size <= SMALL
+        self.pids = phases.server_pids()
+        self.patience = args.patience
+        self.watches = {}
+        self.doubled = None
+        self.truth = truth(data, args.cache)
+        results.describe(data, self.lists)
+        with database.connect() as connection:
+            self.versions = database.versions(connection)
+        for method in chosen:
+            results.keep("using", method.name, method.using)
+            results.keep("options", method.name, method.options.replace("{lists}", str(self.lists)))
+            results.keep("factory", method.name, method.factory)
+            results.keep("varied", method.name, method.setting)
+
+    def table(self, method):
+        return f"item_{method.identifier}" if self.apart else "item"
+
+    def wanted(self, phase):
+        return phase in self.args.measure
+
+    def watch(self, phase):
+        """The watch over a phase, of all groups; the patience is that of the whole run."""
+        watch = self.watches.setdefault(phase, Watch(self.args.others, 0, family_cpu_seconds))
+        watch.patience = self.patience
+        return watch
+
+    def ran(self, phase, words=""):
+        self.patience = self.watch(phase).patience
+        self.results.ran(phase, self.watches[phase], self.versions, words)
+
+    def load(self):
+        """One table for all methods or one for each; and the queries."""
+        with database.connect() as connection:
+            store.load_queries(connection, "query", self.data.queries)
+            for table in sorted({self.table(method) for method in self.chosen}):
+                print(f"Loading {table}", file=sys.stderr)
+                store.load(connection, table, self.data)
+
+    def run(self):
+        """All phases that are wanted."""
+        self.load()
+        if self.wanted("inserts"):
+            self.insert_alone()
+        groups = [self.chosen] if self.apart else [[method] for method in self.chosen]
+        for group in groups:
+            self.run_group(group)
+        if not self.apart and self.wanted("search") and len(groups) > 1:
+            self.repeat(self.chosen[0])
+
+    def run_group(self, group):
+        """The phases of methods whose indexes are there at the same time."""
+        candidates = {
+            method.name: Indexed(method, self.table(method), self.data, self.lists) for method in group
+        }
+        self.build(group)
+        self.search(group, candidates)
+        for phase, measure in (
+            ("memory", self.memory),
+            ("filters", self.filters),
+            ("cold", self.cold),
+            ("inserts", self.inserts),
+            ("vacuum", self.vacuum),
+            ("drift", self.drift),
+        ):
+            if self.wanted(phase):
+                print(f"Measuring {phase}", file=sys.stderr)
+                measure(candidates)
+        for candidate in candidates.values():
+            candidate.close()
+        with database.connect() as connection:
+            for method in group:
+                store.drop_index(connection, self.table(method))
+
+    def build(self, group):
+        pairs = [(method, self.table(method)) for method in group]
+        memory = self.args.build_memory
+        if not self.wanted("build"):
+            for method, table in pairs:
+                phases.build(None, self.pids, method, table, self.data, self.lists, memory, 2)
+            return
+        watch = self.watch("build")
+        made = phases.build_rounds(watch, self.pids, pairs, self.data, self.lists, memory, self.args.builds)
+        for name, builds in made.items():
+            self.results.keep("build", name, builds)
+        self.ran("build", f"maintenance_work_mem = {memory}")
+
+    def search(self, group, candidates):
+        if not self.wanted("search"):
+            return
+        together = dict(candidates)
+        own = {method.factory for method in group}
+        for factory in self.peers:
+            if factory in own:
+                peer = InProcess(factory, self.data, self.lists)
+                print(f"  built {peer.name} in {peer.build():.1f} s", file=sys.stderr)
+                together[peer.name] = peer
+        watch = self.watch("search")
+        turns = time.time()
+        for name, found in search(watch, self.pids, together, self.truth, self.args.rounds).items():
+            self.results.keep("search", name, {"turns": turns, **found})
+        order = "in turns" if self.apart else "one method after the other"
+        alone = 1000 * median(candidates[group[0].name].overhead())
+        self.ran(
+            "search",
+            f"{self.args.rounds} rounds of all queries, {order}; prepared statements, warm, by pgbench; "
+            f"client, protocol and reading the query's vector take {alone:.2f} ms of each query",
+        )
+
+    def repeat(self, method):
+        """Searches with the first method again, to show how far the machine's speed has drifted."""
+        phases.build(
+            None, self.pids, method, self.table(method), self.data, self.lists, self.args.build_memory, 2
+        )
+        candidates = {method.name: Indexed(method, self.table(method), self.data, self.lists)}
+        watch = self.watch("repeat")
+        found = search(watch, self.pids, candidates, self.truth, self.args.rounds)
+        self.results.keep("repeat", method.name, found[method.name])
+        self.ran("repeat")
+        candidates[method.name].close()
+
+    def middle(self, candidate):
+        """The setting at which the method reaches the middle target; the highest if it never does."""
+        found = self.results.methods[candidate.name].get("search", {}).get("targets", {})
+        if phases.MIDDLE in found and self.wanted("search"):
+            return found[phases.MIDDLE]["setting"]
+        recall = remembered(candidate, self.truth)
+        target = float(phases.MIDDLE)
+        return least_setting(recall, target, candidate.least, candidate.most) or candidate.most
+
+    def memory(self, candidates):
+        for name, candidate in candidates.items():
+            self.results.keep("memory", name, phases.memory(candidate, self.middle(candidate)))
+        self.ran("memory")
+
+    def filters(self, candidates):
+        watch = self.watch("filters")
+        for name, candidate in candidates.items():
+            found = phases.filters(
+                candidate, self.middle(candidate), self.data, self.args.cache, watch, self.pids
+            )
+            self.results.keep("filters", name, found)
+        self.ran("filters")
+
+    def cold(self, candidates):
+        if not self.args.restart:
+            print("  left out: --restart does not say how", file=sys.stderr)
+            return
+        settings = {name: self.middle(candidate) for name, candidate in candidates.items()}
+        for name, candidate in candidates.items():
+            self.results.keep("cold", name, phases.cold(candidate, settings[name], self.args.restart))
+        self.pids = phases.server_pids()
+        self.ran("cold")
+
+    def insert_alone(self):
+        """What the table alone takes, as a part of what each index is charged with."""
+        watch = self.watch("inserts")
+        with database.connect() as connection:
+            store.create_table(connection, "item_alone", self.data.dimensions)
+        found = phases.insert(None, "item_alone", self.data, self.args.inserts, watch, self.pids)
+        self.results.keep("inserts", ALONE, found)
+
+    def inserts(self, candidates):
+        watch = self.watch("inserts")
+        for name, candidate in candidates.items():
+            candidate.close()
+            found = phases.insert(candidate, candidate.table, self.data, self.args.inserts, watch, self.pids)
+            self.results.keep("inserts", name, found)
+            if not self.wanted("vacuum"):
+                phases.vacuum(candidate.table, self.data, self.watch("vacuum"), self.pids)
+        self.ran("inserts")
+
+    def vacuum(self, candidates):
+        watch = self.watch("vacuum")
+        for name, candidate in candidates.items():
+            if not self.wanted("inserts"):
+                unused = self.watch("inserts")
+                phases.insert(candidate, candidate.table, self.data, self.args.inserts, unused, self.pids)
+            found = phases.vacuum(candidate.table, self.data, watch, self.pids)
+            self.results.keep("vacuum", name, {**found, "rows": self.args.inserts})
+        self.ran("vacuum")
+
+    def drift(self, candidates):
+        watch = self.watch("drift")
+        # The same for all groups, and dear.
+        self.doubled = self.doubled or phases.Drift(self.data, self.args.cache)
+        for name, candidate in candidates.items():
+            setting = self.middle(candidate)
+            self.results.keep("drift", name, self.doubled.measure(candidate, setting, watch, self.pids))
+        self.ran("drift", f"shift {self.doubled.SHIFT}")
