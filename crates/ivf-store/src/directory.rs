@@ -30,10 +30,11 @@ fn offset_of(list: u32) -> u64 {
     (page * EXTENT_PAGE_BYTES + within * ENTRY_SIZE) as u64
 }
 
-fn extent_len(lists: usize) -> usize {
+/// Length in bytes of the directory of so many lists.
+pub(crate) fn directory_len(lists: u32) -> u64 {
     match lists {
         0 => 0,
-        n => offset_of(n as u32 - 1) as usize + ENTRY_SIZE,
+        n => offset_of(n - 1) + ENTRY_SIZE as u64,
     }
 }
 
@@ -45,7 +46,7 @@ pub fn write_directory<S: PageStore>(
     store: &S,
     entries: &[ListEntry],
 ) -> Result<Extent, StoreError> {
-    let mut bytes = vec![0; extent_len(entries.len())];
+    let mut bytes = vec![0; directory_len(entries.len() as u32) as usize];
     for (list, entry) in entries.iter().enumerate() {
         let at = offset_of(list as u32) as usize;
         put_u32(&mut bytes, at, entry.first);
@@ -54,7 +55,7 @@ pub fn write_directory<S: PageStore>(
     write_extent(store, PageKind::Directory, &bytes)
 }
 
-/// Reads the entries of all `lists` lists.
+/// Reads the entries of all `lists` lists, which must be as many as the meta page says.
 ///
 /// # Errors
 /// [`StoreError`] if the directory is damaged.
@@ -63,7 +64,7 @@ pub fn list_entries<S: PageStore>(
     directory: &Extent,
     lists: u32,
 ) -> Result<Vec<ListEntry>, StoreError> {
-    let mut bytes = vec![0; extent_len(lists as usize)];
+    let mut bytes = vec![0; directory_len(lists) as usize];
     read_extent(store, PageKind::Directory, directory, &mut bytes)?;
     (0..lists)
         .map(|list| decode(&bytes, offset_of(list) as usize, directory, list))

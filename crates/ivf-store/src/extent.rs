@@ -32,7 +32,20 @@ impl Extent {
         let blocks = self.bytes.div_ceil(EXTENT_PAGE_BYTES as u64);
         let end = u64::from(self.first) + u64::from(self.blocks);
         *self == Self::NONE
-            || (u64::from(self.blocks) == blocks && end <= u64::from(NO_BLOCK) && self.first > 0)
+            || (self.bytes > 0
+                && u64::from(self.blocks) == blocks
+                && end <= u64::from(NO_BLOCK)
+                && self.first > 0)
+    }
+
+    /// Checks that an extent that is possible lies in a store of `blocks` pages.
+    pub(crate) fn check_end(&self, blocks: Block) -> Result<(), StoreError> {
+        if *self == Self::NONE || blocks - self.first.min(blocks) >= self.blocks {
+            return Ok(());
+        }
+        let last = self.first + (self.blocks - 1);
+        let reason = "a part of the index lies beyond its end";
+        Err(StoreError::corrupted(last, reason))
     }
 
     /// The block that holds byte `offset`, and where in its data area.

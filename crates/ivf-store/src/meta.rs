@@ -1,5 +1,6 @@
 //! The meta page: what the index is and where its parts are.
 
+use crate::directory::directory_len;
 use crate::error::StoreError;
 use crate::extent::{EXTENT_PAGE_BYTES, Extent};
 use crate::list::ListLayout;
@@ -140,13 +141,18 @@ impl Meta {
         page
     }
 
-    /// Reads the meta page.
+    /// Reads the meta page. What it says of sizes is bounded by the size of the store,
+    /// so that memory may be allocated by it.
     ///
     /// # Errors
-    /// [`StoreError`] if it is damaged or of another version.
+    /// [`StoreError`] if it is damaged or of another version, or if the store ends
+    /// before the extents do.
     pub fn read<S: PageStore>(store: &S) -> Result<Self, StoreError> {
         let page = store.read(META_BLOCK)?;
-        Self::from_page(&page)
+        let meta = Self::from_page(&page)?;
+        drop(page);
+        meta.check_ends(store.block_count())?;
+        Ok(meta)
     }
 
     /// Replaces the meta page, which must exist, and nothing else.
@@ -210,12 +216,27 @@ impl Meta {
             1 => self.centroids == Extent::NONE,
             _ => self.centroids.bytes == centroid_bytes,
         };
-        if self.lists == 0 || self.directory == Extent::NONE || !centroids_fit {
+        let directory_fits = self.directory.bytes == directory_len(self.lists);
+        if self.lists == 0 || !directory_fits || !centroids_fit {
             return Err(damaged("its number of lists"));
         }
-        let has_curve = self.recall.bytes == EXTENT_PAGE_BYTES as u64;
-        if has_curve != (self.lists > 1) {
+        let curve_fits = match self.lists {
+            1 => self.recall == Extent::NONE,
+            _ => self.recall.bytes == EXTENT_PAGE_BYTES as u64,
+        };
+        if !curve_fits {
             return Err(damaged("its recall curve"));
+        }
+        Ok(())
+    }
+
+    /// Checks that a store of `blocks` pages has all extents, and a page for each list.
+    fn check_ends(&self, blocks: Block) -> Result<(), StoreError> {
+        for extent in [self.centroids, self.directory, self.recall] {
+            extent.check_end(blocks)?;
+        }
+        if self.lists >= blocks {
+            return Err(damaged("its number of lists"));
         }
         Ok(())
     }

@@ -3,9 +3,9 @@
 //! chooses its number of lists by it.
 
 use crate::error::StoreError;
-use crate::extent::{EXTENT_PAGE_BYTES, Extent, read_extent, write_extent};
+use crate::extent::{EXTENT_PAGE_BYTES, Extent, check_extent_page, read_extent, write_extent};
 use crate::meta::{META_BLOCK, Meta};
-use crate::page::{self, DATA_START, PageKind, get_u32, put_u32};
+use crate::page::{DATA_START, PageKind, get_u32, put_u32};
 use crate::store::{PageChange, PageStore};
 
 /// The curve has a recall for the nearest so many rows.
@@ -181,8 +181,15 @@ impl RecallCurve {
         };
         let mut change = store.change();
         let first = change.lock(META_BLOCK)?;
-        let second = change.lock(meta.recall.first)?;
-        page::check(change.page(second), meta.recall.first, PageKind::Recall)?;
+        let block = meta.recall.first;
+        let second = change.lock(block)?;
+        check_extent_page(
+            change.page(second),
+            block,
+            PageKind::Recall,
+            0,
+            EXTENT_PAGE_BYTES,
+        )?;
         *change.page_mut(first) = *new.to_page();
         let data = DATA_START..DATA_START + EXTENT_PAGE_BYTES;
         change.page_mut(second)[data].copy_from_slice(&self.to_bytes());
@@ -233,7 +240,7 @@ fn numbers(lists: u32) -> impl Iterator<Item = u32> {
     let next = move |nprobe: &u32| match *nprobe {
         last if last >= lists => None,
         few if few < DENSE => Some(few + 1),
-        many => Some((many + many.div_ceil(GROWTH)).min(lists)),
+        many => Some(many.saturating_add(many.div_ceil(GROWTH)).min(lists)),
     };
     std::iter::successors(Some(1), next)
 }
@@ -244,7 +251,7 @@ mod tests {
 
     #[test]
     fn all_lists_are_the_last_point_and_points_fit_into_a_page() {
-        for lists in [1, 2, 63, 64, 65, 1000, 65_536] {
+        for lists in [1, 2, 63, 64, 65, 1000, 65_536, u32::MAX] {
             let numbers: Vec<u32> = numbers(lists).collect();
             assert_eq!(numbers.last(), Some(&lists));
             assert!(numbers.windows(2).all(|two| two[0] < two[1]));

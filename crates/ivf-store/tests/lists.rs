@@ -1,60 +1,23 @@
 //! The list algorithms over pages in memory: random operations against a model,
-//! every state in which a crash could leave the pages, and damaged pages.
+//! every state in which a crash could leave the pages, and what is said of damage.
 
 use std::collections::BTreeMap;
 
 use ivf_store::{
-    Block, Distance, Element, Extent, ListCursor, ListWriter, META_BLOCK, MemoryStore, Meta,
-    PAGE_SIZE, PageKind, PageStore, RecallCurve, SPECIAL_START, StoreError, Tid, insert,
-    list_entries, move_insert_block, read_extent, vacuum_page, write_directory, write_extent,
+    Block, Distance, Element, ListCursor, META_BLOCK, MemoryStore, Meta, NO_BLOCK, PAGE_SIZE,
+    PageKind, PageStore, RecallCurve, SPECIAL_START, StoreError, Tid, insert, list_entries,
+    move_insert_block, read_extent, vacuum_page, write_extent,
 };
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use proptest::sample::select;
+
+use support::index::{Shape, build, code, tid};
+
+mod support {
+    pub mod index;
+}
 
 type Contents = BTreeMap<Tid, (u32, Vec<u8>)>;
-
-fn code(meta: &Meta, seed: u64) -> Vec<u8> {
-    (0..meta.layout().code_size())
-        .map(|i| (seed.wrapping_mul(31).wrapping_add(i as u64)) as u8)
-        .collect()
-}
-
-fn tid(number: u32) -> Tid {
-    Tid::new(number / 50, (number % 50 + 1) as u16)
-}
-
-/// Writes an index of `rows`, which are pairs of list and row number.
-fn build(dimensions: u32, lists: u32, rows: &[(u32, u32)]) -> (MemoryStore, Meta) {
-    let store = MemoryStore::new();
-    let mut meta = Meta {
-        dimensions,
-        distance: Distance::L2,
-        element: Element::Float32,
-        lists,
-        generation: 1,
-        stamp: 77,
-        training_rows: rows.len() as u64,
-        trained_at: 5,
-        centroids: Extent::NONE,
-        directory: Extent::NONE,
-        recall: Extent::NONE,
-    };
-    store.append(&meta.to_page()).unwrap();
-    if lists > 1 {
-        let bytes = vec![7; lists as usize * dimensions as usize * 4];
-        meta.centroids = write_extent(&store, PageKind::Centroids, &bytes).unwrap();
-        meta.recall = RecallCurve::unmeasured(lists).append(&store).unwrap();
-    }
-    let mut sorted = rows.to_vec();
-    sorted.sort_unstable();
-    let mut writer = ListWriter::new(&store, meta.layout());
-    for (list, number) in sorted {
-        let code = code(&meta, number.into());
-        writer.push(list, tid(number), &code).unwrap();
-    }
-    meta.directory = write_directory(&store, &writer.finish(lists).unwrap()).unwrap();
-    meta.write(&store).unwrap();
-    (store, meta)
-}
 
 /// Reads everything that a scan of all lists finds.
 fn contents(store: &MemoryStore) -> Result<Contents, StoreError> {
@@ -111,19 +74,32 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..80)
 }
 
-fn dimensions() -> impl Strategy<Value = u32> {
-    prop_oneof![Just(3u32), Just(384), Just(1000), Just(2000), 1u32..600]
+fn shape() -> impl Strategy<Value = Shape> {
+    let dimensions = prop_oneof![Just(3u32), Just(384), Just(1000), Just(2000), 1u32..600];
+    let element = select(vec![Element::Float32, Element::Float16]);
+    let distance = select(vec![Distance::L2, Distance::Cosine]);
+    let lists = select(vec![1, LISTS]);
+    (dimensions, element, distance, lists).prop_map(|(dimensions, element, distance, lists)| {
+        Shape {
+            dimensions,
+            element,
+            distance,
+            lists,
+        }
+    })
 }
 
 proptest! {
     #[test]
     fn lists_equal_a_model_and_every_crash_leaves_a_whole_state(
-        dimensions in dimensions(),
+        shape in shape(),
         rows in proptest::collection::btree_set(0u32..1000, 0..60),
         steps in steps(),
     ) {
-        let rows: Vec<(u32, u32)> = rows.iter().map(|&n| (n % LISTS, n)).collect();
-        let (store, meta) = build(dimensions, LISTS, &rows);
+        let rows: Vec<(u32, u32)> = rows.iter().map(|&n| (n % shape.lists, n)).collect();
+        let (store, meta) = build(shape, &rows);
+        prop_assert_eq!(&Meta::read(&store).unwrap(), &meta);
+        prop_assert_eq!(RecallCurve::read(&store, &meta).unwrap().nprobe(1.0), shape.lists);
         let mut model: Contents = rows
             .iter()
             .map(|&(list, number)| (tid(number), (list, code(&meta, number.into()))))
@@ -138,7 +114,7 @@ proptest! {
                     if model.contains_key(&tid(number)) {
                         continue;
                     }
-                    let code = code(&meta, number.into());
+                    let (list, code) = (list % shape.lists, code(&meta, number.into()));
                     insert(&store, &meta, list, tid(number), &code).unwrap();
                     model.insert(tid(number), (list, code));
                 }
@@ -157,25 +133,6 @@ proptest! {
                 let known = |tid: &Tid| before.get(tid).or_else(|| model.get(tid));
                 prop_assert!(crashed.iter().all(|(tid, entry)| known(tid) == Some(entry)));
             }
-        }
-    }
-
-    #[test]
-    fn damage_is_an_error_and_never_a_panic(
-        block in 0u32..12,
-        at in prop_oneof![0usize..PAGE_SIZE, 0usize..200, SPECIAL_START..PAGE_SIZE],
-        byte in any::<u8>(),
-        list in 0..LISTS,
-    ) {
-        let rows: Vec<(u32, u32)> = (0..80).map(|n| (n % LISTS, n)).collect();
-        let (store, meta) = build(300, LISTS, &rows);
-        store.damage(block % store.block_count(), at, &[byte]);
-        // Whether the damage shows depends on the byte; that each of these
-        // returns at all is what is tested.
-        drop(scan_all(&store, |_, _, _| {}));
-        drop(insert(&store, &meta, list, tid(2000), &code(&meta, 1)));
-        for block in 0..store.block_count() {
-            drop(vacuum_page(&store, meta.layout(), block, |tid| tid.offset() > 20));
         }
     }
 
@@ -200,7 +157,7 @@ fn block_of(error: &StoreError) -> Block {
 #[test]
 fn structural_damage_names_its_block() {
     let rows: Vec<(u32, u32)> = (0..80).map(|n| (n % LISTS, n)).collect();
-    let (store, meta) = build(300, LISTS, &rows);
+    let (store, meta) = build(Shape::floats(300, LISTS), &rows);
     let first = list_entries(&store, &meta.directory, LISTS).unwrap()[2].first;
     let magic = SPECIAL_START + 12;
     for (block, at, bytes) in [
@@ -214,9 +171,10 @@ fn structural_damage_names_its_block() {
         (first, SPECIAL_START + 8, &[200]),
         (first, SPECIAL_START + 4, &[1]),
         (first, 12, &[0xff, 0xff]),
+        (first, 14, &(SPECIAL_START as u16).to_ne_bytes()),
         (first, 0, &[0; PAGE_SIZE]),
     ] {
-        let (store, _) = build(300, LISTS, &rows);
+        let (store, _) = build(Shape::floats(300, LISTS), &rows);
         store.damage(block, at, bytes);
         let error = contents(&store).unwrap_err();
         assert_eq!(block_of(&error), block, "{error} for byte {at}");
@@ -226,7 +184,7 @@ fn structural_damage_names_its_block() {
 #[test]
 fn a_chain_that_runs_in_a_circle_ends() {
     let rows: Vec<(u32, u32)> = (0..80).map(|n| (n % LISTS, n)).collect();
-    let (store, meta) = build(300, LISTS, &rows);
+    let (store, meta) = build(Shape::floats(300, LISTS), &rows);
     let first = list_entries(&store, &meta.directory, LISTS).unwrap()[1].first;
     store.damage(first, SPECIAL_START, &first.to_ne_bytes());
     let mut cursor = ListCursor::new(1, first);
@@ -241,16 +199,71 @@ fn a_chain_that_runs_in_a_circle_ends() {
 
 #[test]
 fn a_link_beyond_the_end_is_an_error() {
-    let (store, meta) = build(300, LISTS, &[]);
+    let (store, meta) = build(Shape::floats(300, LISTS), &[]);
     let first = list_entries(&store, &meta.directory, LISTS).unwrap()[0].first;
     store.damage(first, SPECIAL_START, &5000u32.to_ne_bytes());
     assert_eq!(block_of(&contents(&store).unwrap_err()), 5000);
 }
 
 #[test]
+fn a_list_of_very_many_pages_is_read_to_its_end() {
+    // One entry fills a page.
+    let rows: Vec<(u32, u32)> = (0..1100).map(|n| (0, n)).collect();
+    let (store, meta) = build(Shape::floats(2000, 1), &rows);
+    assert_eq!(contents(&store).unwrap().len(), 1100);
+    move_insert_block(&store, &meta.directory, 0, 1).unwrap();
+    insert(&store, &meta, 0, tid(2000), &code(&meta, 2000)).unwrap();
+    assert_eq!(contents(&store).unwrap().len(), 1101);
+}
+
+#[test]
+fn a_meta_page_of_another_size_is_an_error() {
+    let rows: Vec<(u32, u32)> = (0..80).map(|n| (n % LISTS, n)).collect();
+    let (store, meta) = build(Shape::floats(300, LISTS), &rows);
+    let end = store.block_count();
+    type Change = fn(&mut Meta, Block);
+    let cases: [(Block, Change); 4] = [
+        // What agrees with itself, but is not in the store.
+        (end, |meta, end| meta.directory.first = end),
+        (NO_BLOCK - 1, |meta, _| meta.recall.first = NO_BLOCK - 1),
+        // What belongs to other numbers of lists.
+        (META_BLOCK, |meta, _| meta.directory.bytes += 16),
+        (META_BLOCK, |meta, _| meta.centroids.bytes -= 4),
+    ];
+    for (block, change) in cases {
+        let mut wrong = meta.clone();
+        change(&mut wrong, end);
+        wrong.write(&store).unwrap();
+        let error = Meta::read(&store).unwrap_err();
+        assert_eq!(block_of(&error), block, "{error} for {wrong:?}");
+    }
+}
+
+#[test]
+fn pages_of_an_extent_in_another_order_are_an_error() {
+    let (store, meta) = build(Shape::floats(300, 40), &[]);
+    let second = meta.centroids.first + 1;
+    let third = *store.read(second + 1).unwrap();
+    store.damage(second, 0, &third);
+    let mut bytes = vec![0; meta.centroids.bytes as usize];
+    let read = read_extent(&store, PageKind::Centroids, &meta.centroids, &mut bytes);
+    assert_eq!(block_of(&read.unwrap_err()), second);
+}
+
+#[test]
+fn a_damaged_page_of_the_recall_curve_is_not_written_over() {
+    let (store, meta) = build(Shape::floats(300, LISTS), &[]);
+    // The data end early: a change would lose what lies behind.
+    store.damage(meta.recall.first, 12, &40u16.to_ne_bytes());
+    let error = RecallCurve::unmeasured(LISTS).replace(&store, &meta, 78);
+    assert_eq!(block_of(&error.unwrap_err()), meta.recall.first);
+    assert_eq!(Meta::read(&store).unwrap().stamp, meta.stamp);
+}
+
+#[test]
 fn vacuum_makes_room_that_inserts_use() {
     let rows: Vec<(u32, u32)> = (0..100).map(|n| (0, n)).collect();
-    let (store, meta) = build(300, 1, &rows);
+    let (store, meta) = build(Shape::floats(300, 1), &rows);
     vacuum(&store, &meta, |tid| tid.offset() % 2 == 0);
     let blocks = store.block_count();
     for number in 200..250 {
@@ -263,7 +276,7 @@ fn vacuum_makes_room_that_inserts_use() {
 #[test]
 fn a_large_directory_spans_pages() {
     let rows: Vec<(u32, u32)> = (0..2000).map(|n| (n, n)).collect();
-    let (store, meta) = build(2, 2000, &rows);
+    let (store, meta) = build(Shape::floats(2, 2000), &rows);
     assert!(meta.directory.blocks > 3);
     assert_eq!(contents(&store).unwrap().len(), 2000);
     move_insert_block(&store, &meta.directory, 1999, 9).unwrap();
