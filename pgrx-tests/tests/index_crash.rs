@@ -1,13 +1,13 @@
-//! The index after crashes, under concurrent writers, when it is cancelled and
-//! when its pages are damaged: it equals its table, or it says what is wrong.
+//! The index after crashes, under concurrent writers, and when its pages are
+//! damaged: it equals its table, or it says what is wrong.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use pg_sight_tests::{Cluster, sql_failure, wait_until};
+use pg_sight_tests::{Cluster, sql_failure};
 use postgres::Client;
 
 const TABLE: &str = "
@@ -207,51 +207,6 @@ fn writers_vacuum_and_readers_do_not_disturb_each_other() {
     assert_index_equals_table(&mut client);
     client.batch_execute("VACUUM item").unwrap();
     assert_index_equals_table(&mut client);
-}
-
-/// Cancels `build` when it shows `phase`; returns how long it went on.
-fn cancel_in_phase(cluster: &Cluster, build: &str, phase: &str) -> Duration {
-    let mut client = cluster.client();
-    let token = client.cancel_token();
-    thread::scope(|scope| {
-        let build = scope.spawn(move || (client.batch_execute(build), Instant::now()));
-        let mut watcher = cluster.client();
-        wait_until(phase, Duration::from_secs(60), || {
-            watcher
-                .query("SELECT phase FROM pg_stat_progress_create_index", &[])
-                .unwrap()
-                .iter()
-                .any(|row| row.get::<_, &str>(0).contains(phase))
-        });
-        // Until the phase has begun its long work.
-        thread::sleep(Duration::from_millis(200));
-        let cancelled = Instant::now();
-        token.cancel_query(postgres::NoTls).unwrap();
-        let (result, ended) = build.join().unwrap();
-        assert_eq!(sql_failure(result).state, "57014");
-        ended - cancelled
-    })
-}
-
-#[test]
-fn a_build_is_cancelled_at_once_and_shows_its_phases() {
-    let cluster = Cluster::start(&["maintenance_work_mem = 1GB"]);
-    let mut client = cluster.client();
-    client.batch_execute(TABLE).unwrap();
-    // As many distinct rows as lists are their own centroids, and to assign
-    // them is long work: 16000 x 16000 distances of 2000 dimensions.
-    let more = "
-        INSERT INTO item (v) SELECT sample_vector(i) FROM generate_series(3001, 40000) i;
-        CREATE TABLE wide (v vector(2000));
-        ALTER TABLE wide ALTER v SET STORAGE EXTENDED;
-        INSERT INTO wide SELECT array_fill(i, ARRAY[2000])::vector FROM generate_series(1, 16000) i";
-    client.batch_execute(more).unwrap();
-    let train = INDEX.replace("lists = 30", "lists = 8000");
-    let assign = "CREATE INDEX ON wide USING faiss_ivf (v vector_l2_ops) WITH (lists = 16000)";
-    for (build, phase) in [(&*train, "clustering sample"), (assign, "assigning rows")] {
-        let waited = cancel_in_phase(&cluster, build, phase);
-        assert!(waited < Duration::from_secs(1), "{phase}: {waited:?}");
-    }
 }
 
 #[test]

@@ -153,7 +153,9 @@ fn sight_index_stats(
         let probes = Probes::choose(open.index, &store, &meta).or_raise(open.index);
         let target = options::target_recall(open.index);
         let counts = Counts::of(&open, &meta);
-        let wanted = options::lists(open.index, counts.total() as f64);
+        // There are never more lists than rows to learn from.
+        let rows = u32::try_from(counts.total()).unwrap_or(u32::MAX);
+        let wanted = options::lists(open.index, f64::from(rows)).min(rows);
         (meta, curve, probes, target, wanted, counts)
     };
     let pages = |pages: u64| (pages * PAGE_SIZE as u64) as i64;

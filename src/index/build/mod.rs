@@ -31,6 +31,8 @@ const MAX_BATCH_ROWS: usize = 2048;
 /// Multiplications in such a call, which takes no interrupts: some tenths of a
 /// second.
 const BATCH_WORK: usize = 1 << 32;
+/// The least that PostgreSQL lets a sort have.
+const MIN_SORT_KILOBYTES: i32 = 64;
 /// How many rows are written between two updates of the progress.
 const PROGRESS_STEP: u64 = 1024;
 
@@ -51,11 +53,10 @@ pub(super) unsafe extern "C-unwind" fn ambuild(
             opclass,
             dimensions: column_dimensions(index, opclass),
         };
-        progress::begin(Phase::Sampling);
+        progress::begin(Phase::Sampling, 0);
         let mut training = train::train(&source);
         let (sort, counts) = assign_rows(&source, &mut training);
-        progress::begin(Phase::Writing);
-        progress::set_total(counts.indexed);
+        progress::begin(Phase::Writing, counts.indexed);
         let store = RelationStore::create(index, pg_sys::ForkNumber::MAIN_FORKNUM);
         write_index(&store, &source, &training, Some(sort));
         store.log_all();
@@ -149,11 +150,12 @@ unsafe fn assign_rows(source: &Source, training: &mut Training) -> (ListSort, Co
     let code_size = source.opclass.codec().code_size(dimensions);
     let batch_rows =
         (BATCH_WORK / (training.lists as usize * dimensions)).clamp(MIN_BATCH_ROWS, MAX_BATCH_ROWS);
+    // SAFETY: the sort ends before this build does, which runs in a backend.
+    let sort = unsafe { ListSort::begin(code_size, sort_kilobytes(training)) };
     let mut assignment = Assignment {
         source,
         training,
-        // SAFETY: the sort ends before this build does.
-        sort: unsafe { ListSort::begin(code_size) },
+        sort,
         vectors: Vec::with_capacity(batch_rows * dimensions),
         tids: Vec::with_capacity(batch_rows),
         lists: Vec::new(),
@@ -161,7 +163,7 @@ unsafe fn assign_rows(source: &Source, training: &mut Training) -> (ListSort, Co
         batch_rows,
         indexed: 0,
     };
-    progress::begin(Phase::Assigning);
+    progress::begin(Phase::Assigning, 0);
     // SAFETY: the caller's promise; the callback gets the assignment back.
     let read = unsafe {
         pg_sys::table_index_build_scan(
@@ -176,13 +178,24 @@ unsafe fn assign_rows(source: &Source, training: &mut Training) -> (ListSort, Co
         )
     };
     assignment.flush();
-    progress::begin(Phase::Sorting);
+    progress::begin(Phase::Sorting, 0);
     assignment.sort.sort();
     let counts = Counts {
         read,
         indexed: assignment.indexed,
     };
     (assignment.sort, counts)
+}
+
+/// Memory for the sort: what the centroids leave of `maintenance_work_mem`.
+///
+/// # Safety
+/// Must run in a backend.
+unsafe fn sort_kilobytes(training: &Training) -> i32 {
+    let centroids = size_of_val(training.centroids.as_slice()).div_ceil(1024);
+    // SAFETY: a backend reads its own setting.
+    let memory = unsafe { pg_sys::maintenance_work_mem };
+    (memory - centroids as i32).max(MIN_SORT_KILOBYTES)
 }
 
 #[pg_guard]
@@ -277,11 +290,12 @@ unsafe fn write_index(
     // SAFETY: the caller's promise.
     unsafe {
         store.append(&meta.to_page()).or_raise(source.index);
-        let centroids: Vec<u8> = (training.centroids.iter())
-            .flat_map(|component| component.to_ne_bytes())
-            .collect();
-        meta.centroids =
-            write_extent(store, PageKind::Centroids, &centroids).or_raise(source.index);
+        // Not copied, as the sort may hold all memory but theirs.
+        let centroids = std::slice::from_raw_parts(
+            training.centroids.as_ptr().cast::<u8>(),
+            size_of_val(training.centroids.as_slice()),
+        );
+        meta.centroids = write_extent(store, PageKind::Centroids, centroids).or_raise(source.index);
         if training.lists > 1 {
             let (lists, centroids) = (training.lists, &training.centroids);
             let curve = training.held_back.curve(source.opclass, lists, centroids);

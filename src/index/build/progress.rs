@@ -12,25 +12,34 @@ pub(super) enum Phase {
     Writing = 6,
 }
 
-/// Announces that a phase begins.
-pub(super) fn begin(phase: Phase) {
-    update(pg_sys::PROGRESS_CREATEIDX_SUBPHASE, phase as i64);
+/// Announces that a phase begins, which has `total` rows or iterations to handle, or 0
+/// where that is not known; how far the phase before came is no longer shown.
+pub(super) fn begin(phase: Phase, total: u64) {
+    let (parameters, values): (Vec<i32>, Vec<i64>) = [
+        (pg_sys::PROGRESS_CREATEIDX_SUBPHASE, phase as i64),
+        (pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE, 0),
+        (pg_sys::PROGRESS_CREATEIDX_TUPLES_TOTAL, total as i64),
+        (pg_sys::PROGRESS_SCAN_BLOCKS_DONE, 0),
+        (pg_sys::PROGRESS_SCAN_BLOCKS_TOTAL, 0),
+    ]
+    .map(|(parameter, value)| (parameter as i32, value))
+    .into_iter()
+    .unzip();
+    // SAFETY: writes this backend's own progress entry, as many values as told.
+    unsafe {
+        pg_sys::pgstat_progress_update_multi_param(
+            parameters.len() as i32,
+            parameters.as_ptr(),
+            values.as_ptr(),
+        );
+    }
 }
 
-/// Announces how many rows the phase will handle.
-pub(super) fn set_total(rows: u64) {
-    update(pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE, 0);
-    update(pg_sys::PROGRESS_CREATEIDX_TUPLES_TOTAL, rows as i64);
-}
-
-/// Announces how many rows the phase has handled.
-pub(super) fn set_done(rows: u64) {
-    update(pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE, rows as i64);
-}
-
-fn update(parameter: u32, value: i64) {
+/// Announces how many rows or iterations the phase has handled.
+pub(super) fn set_done(count: u64) {
+    let parameter = pg_sys::PROGRESS_CREATEIDX_TUPLES_DONE as i32;
     // SAFETY: writes this backend's own progress entry.
-    unsafe { pg_sys::pgstat_progress_update_param(parameter as i32, value) };
+    unsafe { pg_sys::pgstat_progress_update_param(parameter, count as i64) };
 }
 
 #[pg_guard]

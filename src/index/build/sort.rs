@@ -22,12 +22,11 @@ pub(super) struct ListSort {
 }
 
 impl ListSort {
-    /// Begins a sort of entries with codes of `code_size` bytes, within
-    /// `maintenance_work_mem`.
+    /// Begins a sort of entries with codes of `code_size` bytes in so much memory.
     ///
     /// # Safety
     /// Must be dropped before the current memory context is.
-    pub unsafe fn begin(code_size: usize) -> Self {
+    pub unsafe fn begin(code_size: usize, kilobytes: i32) -> Self {
         let mut column = (LIST + 1) as pg_sys::AttrNumber;
         let mut operator = pg_sys::Oid::from(pg_sys::Int4LessOperator);
         let mut collation = pg_sys::InvalidOid;
@@ -51,7 +50,7 @@ impl ListSort {
                 &mut operator,
                 &mut collation,
                 &mut nulls_first,
-                pg_sys::maintenance_work_mem,
+                kilobytes,
                 std::ptr::null_mut(),
                 options,
             );

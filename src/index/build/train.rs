@@ -17,6 +17,12 @@ const MIN_SAMPLE_ROWS: u64 = 10_000;
 /// 0.95 is some 0.7%.
 const HELD_BACK_ROWS: usize = 256;
 const ITERATIONS: usize = 10;
+/// Copies of the centroids when k-means ends: in the clustering, in the index that it
+/// searches, and the result.
+const CENTROID_COPIES: u64 = 3;
+/// Bytes beside the vector of a sampled row: where it is from, and the list and the
+/// distance that k-means finds for it.
+const ROW_NOTES: u64 = 20;
 const SEED: u64 = 20_260_101;
 
 /// What a build has learned from its sample.
@@ -93,8 +99,7 @@ unsafe fn cluster(source: &Source, lists: u32, sample: &[f32], held_back: HeldBa
         spherical: source.opclass.metric() == faiss_ivf::Metric::InnerProduct,
         max_points_per_cluster: rows.div_ceil(lists as usize),
     };
-    progress::begin(Phase::Clustering);
-    progress::set_total(ITERATIONS as u64);
+    progress::begin(Phase::Clustering, ITERATIONS as u64);
     let centroids = kmeans(
         &options,
         dimensions,
@@ -118,20 +123,22 @@ fn handle_interrupts() -> bool {
     false
 }
 
-/// How many rows may be sampled: half of `maintenance_work_mem` is for them,
-/// the rest for the centroids and for k-means itself.
+/// How many rows may be sampled: half of `maintenance_work_mem` is for them, or what
+/// the centroids leave of it.
 ///
 /// # Safety
 /// As for [`train`].
 unsafe fn sample_capacity(source: &Source, lists: u32) -> u64 {
     let lists = u64::from(lists);
-    let row_bytes = u64::from(source.dimensions) * size_of::<f32>() as u64;
+    let vector = u64::from(source.dimensions) * size_of::<f32>() as u64;
+    let (row, centroids) = (vector + ROW_NOTES, lists * vector * CENTROID_COPIES);
     // SAFETY: a backend reads its own setting, which is in kilobytes.
     let memory = unsafe { pg_sys::maintenance_work_mem } as u64 * 1024;
-    let most = memory / 2 / row_bytes;
+    let most = (memory / 2).min(memory.saturating_sub(centroids)) / row;
     if most < lists {
         // SAFETY: the caller's promise.
         let name = unsafe { relation_name(source.index) };
+        let least = lists * row + centroids.max(lists * row);
         Report::new(
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             format!("maintenance_work_mem is too small to build index \"{name}\""),
@@ -139,7 +146,7 @@ unsafe fn sample_capacity(source: &Source, lists: u32) -> u64 {
         .detail(format!(
             "Finding {lists} centroids of {} dimensions takes at least {} MB.",
             source.dimensions,
-            (2 * lists * row_bytes).div_ceil(1 << 20)
+            least.div_ceil(1 << 20)
         ))
         .hint("Increase maintenance_work_mem or create the index with fewer lists.")
         .raise();
