@@ -115,6 +115,11 @@ def arguments():
     add("--builds", type=int, default=1, help="of each index and number of workers (default %(default)s)")
     add("--rounds", type=int, default=3, help="of all queries at each recall (default %(default)s)")
     add("--inserts", type=int, default=5000, help="rows (default %(default)s)")
+    add(
+        "--one-table",
+        action="store_true",
+        help="one table and one index at a time, as with more than 2 GiB of vectors",
+    )
     add("--restart", metavar="COMMAND", help="restarts the server; without it there is no cold start")
     add("--wordnet", help="folder of WordNet's files data.*")
     add("--model", default=database.default_model(), help="encoder of the glosses (default: PG_SIGHT_MINILM)")
@@ -140,12 +145,7 @@ if __name__ == "__main__":
         run(arguments())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (
-        glosses.MissingGlosses,
-        vectors.BadData,
-        methods.BadMethod,
-        psycopg.Error,
-        OSError,
-        RuntimeError,
-    ) as error:
+    except psycopg.Error as error:
+        sys.exit(f"error: {error.diag.message_primary or str(error).strip()}")
+    except (glosses.MissingGlosses, vectors.BadData, methods.BadMethod, OSError, RuntimeError) as error:
         sys.exit(f"error: {str(error).strip()}")

@@ -98,7 +98,7 @@ def goals(results, name, small):
         found.append(Goal("p50 in ms: at most 0.8", p50 and (p50, p50, p50), 0.8, least=False))
     factory = methods[name].get("factory") or ""
     part = 0.5 if FAST_SCAN.search(factory) else 0.7
-    peer = in_process_name(factory)
+    peer = in_process_name(factory) if factory else None
     found.append(
         Goal(
             "QPS, of FAISS's in process: at least 0.7, fast-scan codes 0.5",

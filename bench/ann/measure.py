@@ -30,7 +30,7 @@ class Bench:
         self.chosen = chosen
         self.peers = peers
         self.results = results
-        self.apart = data.size <= SMALL
+        self.apart = data.size <= SMALL and not args.one_table
         self.pids = phases.server_pids()
         self.patience = args.patience
         self.watches = {}
@@ -39,7 +39,12 @@ class Bench:
         results.describe(data, self.lists)
         with database.connect() as connection:
             self.versions = database.versions(connection)
+            for method in chosen:
+                if method.extension:
+                    connection.execute(f"CREATE EXTENSION IF NOT EXISTS {method.extension} CASCADE")
+        self.libraries = self.find_libraries()
         for method in chosen:
+            results.take_library(method.name, self.libraries[method.name])
             results.keep("using", method.name, method.using)
             results.keep("options", method.name, method.options.replace("{lists}", str(self.lists)))
             results.keep("factory", method.name, method.factory)
@@ -47,6 +52,11 @@ class Bench:
 
     def table(self, method):
         return f"item_{method.identifier}" if self.apart else "item"
+
+    def find_libraries(self):
+        """{name: digest} of the libraries that new connections load now."""
+        with database.connect() as connection:
+            return {method.name: store.library_digest(connection, method.using) for method in self.chosen}
 
     def wanted(self, phase):
         return phase in self.args.measure
@@ -58,6 +68,11 @@ class Bench:
         return watch
 
     def ran(self, phase, words=""):
+        """Saves a phase, unless it was not one and the same library that was measured."""
+        if self.find_libraries() != self.libraries:
+            raise RuntimeError(
+                f"an access method's library was replaced during this run: its {phase} is not saved"
+            )
         self.patience = self.watch(phase).patience
         self.results.ran(phase, self.watches[phase], self.versions, words)
 
@@ -121,35 +136,53 @@ class Bench:
         if not self.wanted("search"):
             return
         together = dict(candidates)
-        own = {method.factory for method in group}
+        own = {method.factory for method in group if self.is_as_named(method)}
         for factory in self.peers:
             if factory in own:
                 peer = InProcess(factory, self.data, self.lists)
                 print(f"  built {peer.name} in {peer.build():.1f} s", file=sys.stderr)
                 together[peer.name] = peer
-        watch = self.watch("search")
-        turns = time.time()
-        for name, found in search(watch, self.pids, together, self.truth, self.args.rounds).items():
-            self.results.keep("search", name, {"turns": turns, **found})
         order = "in turns" if self.apart else "one method after the other"
         alone = 1000 * median(candidates[group[0].name].overhead())
-        self.ran(
-            "search",
+        words = (
             f"{self.args.rounds} rounds of all queries, {order}; prepared statements, warm, by pgbench; "
-            f"client, protocol and reading the query's vector take {alone:.2f} ms of each query",
+            f"client, protocol and reading the query's vector take {alone:.2f} ms of each query"
         )
+        self.search_and_keep("search", together, words)
+
+    def is_as_named(self, method):
+        """Whether the index has the codes of its factory; flat ones are assumed where no option names any.
+
+        What an access method does by default may change; an index smaller than
+        its vectors does not hold them whole, and FAISS's flat one is no peer of it.
+        """
+        if "factory" in method.options or method.factory is None:
+            return True
+        with database.connect() as connection:
+            flat = store.index_size(connection, self.table(method)) >= self.data.size
+        self.results.keep("factory", method.name, method.factory if flat else None)
+        if not flat:
+            print(f"  {method.name} is not flat by default: name its --factory for a peer", file=sys.stderr)
+        return flat
+
+    def search_and_keep(self, phase, candidates, words=""):
+        """Searches with the candidates in turns; what is known is saved at each step."""
+        turns = time.time()
+
+        def keep(found):
+            for name, result in found.items():
+                self.results.keep(phase, name, {"turns": turns, **result})
+            self.ran(phase, words)
+
+        search(self.watch(phase), self.pids, candidates, self.truth, self.args.rounds, keep)
 
     def repeat(self, method):
         """Searches with the first method again, to show how far the machine's speed has drifted."""
-        phases.build(
-            None, self.pids, method, self.table(method), self.data, self.lists, self.args.build_memory, 2
-        )
-        candidates = {method.name: Indexed(method, self.table(method), self.data, self.lists)}
-        watch = self.watch("repeat")
-        found = search(watch, self.pids, candidates, self.truth, self.args.rounds)
-        self.results.keep("repeat", method.name, found[method.name])
-        self.ran("repeat")
-        candidates[method.name].close()
+        table, memory = self.table(method), self.args.build_memory
+        phases.build(None, self.pids, method, table, self.data, self.lists, memory, 2)
+        candidate = Indexed(method, table, self.data, self.lists)
+        self.search_and_keep("repeat", {method.name: candidate})
+        candidate.close()
 
     def middle(self, candidate):
         """The setting at which the method reaches the middle target; the highest if it never does."""

@@ -18,15 +18,20 @@ def number(value, digits=0):
     return MISSING if value is None else f"{value:,.{digits}f}"
 
 
+def several(values, digits=0):
+    """Median and range, or the one value that there is."""
+    return spread(values, digits) if len(values) > 1 else number(values[0], digits)
+
+
 def having(results, phase):
     """(name, result of the phase) of the methods that took part in it."""
     return [(name, method[phase]) for name, method in results.methods.items() if phase in method]
 
 
-def goal_table(results, name):
+def goal_table(results):
     """A row for each goal, a column for each of faiss_ivf's methods."""
     methods = goals.ours(results.methods)
-    columns = [goals.goals(results, method, name == "glosses") for method in methods]
+    columns = [goals.goals(results, method, "WordNet" in results.content["data"]) for method in methods]
     rows = [[row[0].text, *(goal.words() for goal in row)] for row in zip(*columns, strict=True)]
     return markdown_table([f"at recall@{NEIGHBOURS} = {MIDDLE}", *methods], rows)
 
@@ -41,10 +46,10 @@ def search_table(results, target):
         if point is None:
             rows.append([name, "does not reach it", *[MISSING] * 7])
             continue
-        row = [name, point["setting"], f"{point['recall']:.3f}", spread(point["qps"], 0)]
+        row = [name, point["setting"], f"{point['recall']:.3f}", several(point["qps"])]
         row += [number(point["p50"], 2), number(point["p95"], 2)]
         many = point.get("many")
-        row += [spread(many["qps"], 0) if many else MISSING]
+        row += [several(many["qps"]) if many else MISSING]
         row += [number(dig(many, key), 2) for key in ("p50", "p95")]
         rows.append(row)
     return markdown_table(header, rows)
@@ -76,7 +81,7 @@ def build_table(results):
         rows.append(
             [
                 name,
-                *(spread(times, 1) if len(times) > 1 else f"{times[0]:,.1f}" for times in seconds),
+                *(several(times, 1) for times in seconds),
                 f"{median(seconds[0]) / median(seconds[1]):.2f}",
                 number(one[-1]["size"] / 2**20),
                 number(max(made["memory"] for made in one) / 1e6),
@@ -166,7 +171,7 @@ def sections(results, name):
     """Paragraphs and tables of what was measured."""
     phases = results.runs
     if goals.ours(results.methods):
-        yield goal_table(results, name)
+        yield goal_table(results)
     if "search" in phases:
         for target in TARGETS:
             yield f"Search with the least setting that reaches recall@{NEIGHBOURS} = {target:.2f}:"
@@ -204,7 +209,7 @@ def sections(results, name):
 def in_words(name, method):
     """What a method is: access method, options, and what is varied."""
     options = f" WITH ({method['options']})" if method["options"] else ""
-    return f"{name}: {method['using']}{options}, varied: {method['varied']}"
+    return f"{name}: {method['using']}{options}, varied: {method['varied']}, library {method['library']}"
 
 
 def conditions(results):

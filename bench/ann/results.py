@@ -2,7 +2,8 @@
 
     {"data": words, "lists": n, "dimensions": n, "rows": n,
      "runs": {phase: {"versions": ..., "account": ..., "warning": ..., ...}},
-     "methods": {name: {"using": ..., "options": ..., "factory": ..., phase: result}}}
+     "methods": {name: {"using": ..., "options": ..., "factory": ..., "library": digest,
+                        phase: result}}}
 
 A phase that is measured again replaces what was there, for the methods that
 took part.
@@ -42,6 +43,13 @@ class Results:
         }
         if any(self.content.get(key) != value for key, value in known.items()):
             self.content = {**known, "runs": {}, "methods": {}}
+
+    def take_library(self, name, digest):
+        """Drops what another build of a method's library did: this one may do otherwise."""
+        method = self.methods.setdefault(name, {})
+        if method.get("library") != digest:
+            method.clear()
+            method["library"] = digest
 
     def keep(self, phase, name, result):
         self.methods.setdefault(name, {})[phase] = result

@@ -69,8 +69,11 @@ def take_rounds(watch, pids, candidates, settings, rounds, clients=1):
     return {name: summary(seconds) for name, seconds in kept.items()}
 
 
-def search(watch, pids, candidates, truth, rounds):
-    """{name: {"targets": ..., "curve": ...}} of candidates that are measured in turns."""
+def search(watch, pids, candidates, truth, rounds, keep):
+    """Measures candidates in turns.
+
+    Calls keep({name: {"targets": ..., "curve": ...}}) whenever there is more.
+    """
     recalls = {name: remembered(candidate, truth) for name, candidate in candidates.items()}
     results = {name: {"targets": {}, "curve": []} for name in candidates}
     for target in TARGETS:
@@ -95,6 +98,7 @@ def search(watch, pids, candidates, truth, rounds):
                 f"{median(point['qps']):,.0f} QPS, p50 {point['p50']:.3f} ms",
                 file=sys.stderr,
             )
+        keep(results)
     for name, candidate in candidates.items():
         settings = list(doubling(recalls[name], candidate.least, candidate.most))
         # One pass over the queries at each is enough for a plot.
@@ -102,4 +106,4 @@ def search(watch, pids, candidates, truth, rounds):
         for setting, seconds in zip(settings, passes, strict=True):
             point = {"setting": setting, "recall": recalls[name](setting), "qps": pgbench.rate(seconds)}
             results[name]["curve"].append(point)
-    return results
+        keep(results)

@@ -1,6 +1,8 @@
 """Tables of vectors, and the indexes on them."""
 
+import hashlib
 import sys
+from pathlib import Path
 
 import numpy as np
 from data import bucket_of
@@ -87,3 +89,18 @@ def index_size(connection, table):
     """Bytes of the index."""
     query = "SELECT pg_relation_size(%s::regclass)"
     return connection.execute(query, [index_of(table)]).fetchone()[0]
+
+
+def library_digest(connection, using):
+    """What tells one build of an access method's library from another: versions do not change with each."""
+    query = """
+        SELECT (SELECT setting FROM pg_config WHERE name = 'PKGLIBDIR'), probin
+        FROM pg_am JOIN pg_proc ON pg_proc.oid = amhandler WHERE amname = %s
+    """
+    folder, name = connection.execute(query, [using]).fetchone() or (None, None)
+    if name is None:
+        raise RuntimeError(f'there is no access method "{using}" with a library')
+    file = Path(folder, name.removeprefix("$libdir/"))
+    # A platform's ending is not part of the name.
+    file = file if file.is_file() else file.with_name(file.name + ".so")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]

@@ -196,7 +196,11 @@ class Logs(unittest.TestCase):
 
     def test_copy(self):
         raw = store.binary_rows(258, np.array([[1.0, -2.0]], np.float32))
-        fields = [b"\0\3", b"\0\0\0\4\0\0\1\2", b"\0\0\0\2" + int(data.bucket_of([258])[0]).to_bytes(2, "big")]
+        fields = [
+            b"\0\3",
+            b"\0\0\0\4\0\0\1\2",
+            b"\0\0\0\2" + int(data.bucket_of([258])[0]).to_bytes(2, "big"),
+        ]
         fields += [b"\0\0\0\x0c\0\2\0\0", b"\x3f\x80\0\0\xc0\0\0\0"]
         self.assertEqual(raw, b"".join(fields))
 
@@ -248,6 +252,17 @@ class Reports(unittest.TestCase):
                 self.assertEqual("hnsw" in results.methods, kept)
                 results.keep("search", "hnsw", {})
                 results.save()
+
+    def test_results_of_another_library_are_dropped(self):
+        with tempfile.TemporaryDirectory() as folder:
+            results = self.results(folder)
+        results.take_library("faiss_ivf", "one")
+        results.keep("build", "faiss_ivf", {})
+        results.take_library("faiss_ivf", "one")
+        self.assertIn("build", results.methods["faiss_ivf"])
+        results.take_library("faiss_ivf", "two")
+        self.assertEqual(results.methods["faiss_ivf"], {"library": "two"})
+        self.assertIn("search", results.methods["hnsw"])
 
 
 if __name__ == "__main__":
