@@ -27,7 +27,7 @@ fn compile_shim() {
     cc::Build::new()
         .cpp(true)
         .std("c++17")
-        .file("shim/shim.cpp")
+        .files(["shim/shim.cpp", "shim/quantizer.cpp", "shim/transform.cpp"])
         .flag("-isystem")
         .flag(headers)
         .flag("-fopenmp")

@@ -14,6 +14,8 @@ DECLARE
 BEGIN
     PERFORM set_config('enable_seqscan', (NOT use_index)::text, true);
     PERFORM set_config('enable_indexscan', use_index::text, true);
+    -- the bounds of lossy codes are not certain: under strict order a row may come too late
+    PERFORM set_config('faiss_ivf.iterative_scan', CASE WHEN count > 1000 THEN 'relaxed_order' ELSE 'strict_order' END, true);
     EXECUTE format('SELECT array_agg(round(d::numeric, 4)) FROM
         (SELECT v %1$s $1 AS d FROM item ORDER BY v %1$s $1 LIMIT $2) nearest', operator)
         INTO distances USING query, count;

@@ -58,7 +58,7 @@ SELECT a.amount, b.whole > a.whole AS more_for_half, c.whole > 5 * b.whole AS mo
     WHERE a.condition = '' AND b.condition = 'WHERE half = 1' AND c.condition = 'WHERE hundredth = 3' AND amount = 'LIMIT 10';
 -- the more lists are read first, the higher is the start
 SET faiss_ivf.nprobe = 50;
-SELECT (costs(nearest('', 'LIMIT 10')))[1] > 5 * min(start) AS more_for_half_of_the_lists FROM cost;
+SELECT (costs(nearest('', 'LIMIT 10')))[1] > 3 * min(start) AS more_for_half_of_the_lists FROM cost;
 RESET faiss_ivf.nprobe;
 -- a scan that ends after its first lists costs what they cost
 SET faiss_ivf.iterative_scan = off;

@@ -65,7 +65,8 @@ impl Reading {
 pub fn create_indexes(client: &mut Client, table: &str) {
     for (class, column, _) in SEARCHES {
         let index = format!(
-            "CREATE INDEX {table}_{class} ON {table} USING faiss_ivf ({column} {class}) WITH (lists = 40)"
+            "CREATE INDEX {table}_{class} ON {table} USING faiss_ivf ({column} {class})
+             WITH (factory = 'RR,IVF,RaBitQ,Refine(SQ8)', lists = 40)"
         );
         client.batch_execute(&index).unwrap();
     }

@@ -92,7 +92,11 @@ fn a_build_keeps_to_maintenance_work_mem() {
     ] {
         // A new session, as an allocator keeps what it once had.
         let mut client = cluster.client();
-        let settings = format!("LOAD 'pg_sight'; SET maintenance_work_mem = '{megabytes}MB'");
+        // Each thread more has blocks of distances of its own.
+        let settings = format!(
+            "LOAD 'pg_sight'; SET maintenance_work_mem = '{megabytes}MB';
+             SET max_parallel_maintenance_workers = 0"
+        );
         client.batch_execute(&settings).unwrap();
         client
             .query("SELECT count(v <-> v) FROM item", &[])
@@ -182,7 +186,8 @@ fn a_cancelled_build_ends_at_once_in_every_phase_and_leaves_nothing() {
     client.batch_execute(&build("item", 240)).unwrap();
     client
         .batch_execute(
-            "SET enable_seqscan = off; SET enable_sort = off; SET faiss_ivf.nprobe = 240",
+            "SET enable_seqscan = off; SET enable_sort = off; SET faiss_ivf.nprobe = 240;
+             SET faiss_ivf.iterative_scan = relaxed_order",
         )
         .unwrap();
     let all =

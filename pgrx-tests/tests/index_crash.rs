@@ -17,8 +17,13 @@ const TABLE: &str = "
     $$;
     CREATE TABLE item (id serial PRIMARY KEY, v vector(32));
     INSERT INTO item (v) SELECT sample_vector(i) FROM generate_series(1, 3000) i;";
-const INDEX: &str =
-    "CREATE INDEX item_v ON item USING faiss_ivf (v vector_l2_ops) WITH (lists = 30)";
+/// Indexes of these kinds take turns: what pages hold and how they change differs.
+const FACTORIES: [&str; 4] = [
+    "RR,IVF,RaBitQ,Refine(SQ8)",
+    "IVF,Flat",
+    "IVF,SQ8",
+    "IVF,RaBitQ",
+];
 /// A page of version 1: magic, page kind and number of entries.
 const MAGIC_AT: u64 = 8168 + 12;
 const COUNT_AT: u64 = 8168 + 8;
@@ -39,11 +44,19 @@ fn moment(round: u64, range: std::ops::Range<u64>) -> Duration {
     Duration::from_millis(range.start + (share * span) as u64)
 }
 
+/// The statement that makes the index of a round.
+fn index(round: u64) -> String {
+    let factory = FACTORIES[round as usize % FACTORIES.len()];
+    format!(
+        "CREATE INDEX item_v ON item USING faiss_ivf (v vector_l2_ops) WITH (factory = '{factory}', lists = 30)"
+    )
+}
+
 fn cluster_with_index() -> (Cluster, Client) {
     let cluster = Cluster::start(&["autovacuum_naptime = 1s"]);
     let mut client = cluster.client();
     client.batch_execute(TABLE).unwrap();
-    client.batch_execute(INDEX).unwrap();
+    client.batch_execute(&index(0)).unwrap();
     (cluster, client)
 }
 
@@ -63,6 +76,13 @@ fn assert_index_equals_table(client: &mut Client) -> usize {
     let rows = client.query(query, &[]).unwrap();
     let distances: Vec<f64> = rows.iter().map(|row| row.get(1)).collect();
     assert!(distances.is_sorted());
+    // Bounds by lossy codes are not certain: a row may come too late for the order.
+    let in_order = rows.len();
+    client
+        .batch_execute("SET faiss_ivf.iterative_scan = relaxed_order")
+        .unwrap();
+    let rows = client.query(query, &[]).unwrap();
+    assert!(in_order >= rows.len() - rows.len() / 100);
     let mut by_index: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
     by_index.sort_unstable();
     client
@@ -70,7 +90,12 @@ fn assert_index_equals_table(client: &mut Client) -> usize {
         .unwrap();
     let by_table = ids(client, "SELECT id FROM item ORDER BY id");
     client.batch_execute("RESET ALL").unwrap();
-    assert_eq!(by_index, by_table);
+    assert!(
+        by_index == by_table,
+        "{} rows, not {}",
+        by_index.len(),
+        by_table.len()
+    );
     by_table.len()
 }
 
@@ -117,8 +142,11 @@ fn it_equals_its_table_after_crashes_during_writes_and_vacuum() {
             cluster.crash();
         });
         cluster.recover();
-        let rows = assert_index_equals_table(&mut cluster.client());
+        let mut client = cluster.client();
+        let rows = assert_index_equals_table(&mut client);
         assert!(rows > 1000, "{rows} rows");
+        client.batch_execute("DROP INDEX item_v").unwrap();
+        client.batch_execute(&index(round + 1)).unwrap();
     }
 }
 
@@ -131,14 +159,14 @@ fn a_crash_during_a_build_leaves_no_half_index() {
         thread::scope(|scope| {
             // Connected before, so that the crash meets the build.
             let mut builder = cluster.client();
-            scope.spawn(move || builder.batch_execute(INDEX));
+            scope.spawn(move || builder.batch_execute(&index(round)));
             thread::sleep(moment(round, 5..200));
             cluster.crash();
         });
         cluster.recover();
         let mut client = cluster.client();
         client.batch_execute("DROP INDEX IF EXISTS item_v").unwrap();
-        client.batch_execute(INDEX).unwrap();
+        client.batch_execute(&index(round)).unwrap();
         assert_eq!(assert_index_equals_table(&mut client), 3000);
         client.batch_execute("DROP INDEX item_v").unwrap();
     }
@@ -216,7 +244,7 @@ fn a_build_goes_on_after_interrupts_that_do_not_cancel_it() {
     client.batch_execute(TABLE).unwrap();
     let more = "INSERT INTO item (v) SELECT sample_vector(i) FROM generate_series(3001, 20000) i";
     client.batch_execute(more).unwrap();
-    let slow = INDEX.replace("lists = 30", "lists = 3000");
+    let slow = index(0).replace("lists = 30", "lists = 3000");
     client.batch_execute(&slow).unwrap();
     assert_eq!(assert_index_equals_table(&mut client), 20_000);
 }
@@ -274,6 +302,36 @@ fn a_lack_of_memory_is_an_error_of_the_statement_alone() {
 #[test]
 fn a_damaged_page_is_an_error_with_its_block_number() {
     let (cluster, mut client) = cluster_with_index();
+    // The meta page, centroids, what the codes have learned, the recall curve, a page of
+    // the first list and its rows; a page of rows, and the directory, which is the last.
+    let damages = [
+        (0, MAGIC_AT, [1, 2, 3, 4]),
+        (1, MAGIC_AT, [1, 2, 3, 4]),
+        (2, MAGIC_AT, [1, 2, 3, 4]),
+        (2, DATA_AT, [0xff; 4]),
+        (3, MAGIC_AT, [1, 2, 3, 4]),
+        (3, DATA_AT, [0xff; 4]),
+        (4, COUNT_AT, [0xff; 4]),
+        (5, MAGIC_AT, [1, 2, 3, 4]),
+        (-2, MAGIC_AT, [1, 2, 3, 4]),
+        (-1, MAGIC_AT, [0; 4]),
+    ];
+    damage(&cluster, &mut client, &damages);
+    // The same without learning and without pages of rows.
+    client.batch_execute("DROP INDEX item_v").unwrap();
+    client.batch_execute(&index(1)).unwrap();
+    let damages = [
+        (2, DATA_AT, [0xff; 4]),
+        (3, COUNT_AT, [0xff; 4]),
+        (-2, COUNT_AT, [0xff; 4]),
+        (-1, MAGIC_AT, [0; 4]),
+    ];
+    damage(&cluster, &mut client, &damages);
+}
+
+/// Damages blocks of the index, the negative ones from its end, one after the other; a
+/// scan of everything names the block.
+fn damage(cluster: &Cluster, client: &mut Client, damages: &[(i64, u64, [u8; 4])]) {
     let path: String = client
         .query_one("SELECT pg_relation_filepath('item_v')", &[])
         .unwrap()
@@ -282,19 +340,9 @@ fn a_damaged_page_is_an_error_with_its_block_number() {
         .query_one("SELECT pg_relation_size('item_v') / 8192", &[])
         .unwrap()
         .get(0);
-    let last = blocks as u64 - 1;
     let path = cluster.data().join(path);
-    drop(client);
-    // The meta page, the centroids, the recall curve, a page of a list, the directory,
-    // which is the last.
-    for (block, at, bytes) in [
-        (0, MAGIC_AT, [1, 2, 3, 4]),
-        (1, MAGIC_AT, [1, 2, 3, 4]),
-        (2, MAGIC_AT, [1, 2, 3, 4]),
-        (2, DATA_AT, [0xff; 4]),
-        (last - 1, COUNT_AT, [0xff; 4]),
-        (last, MAGIC_AT, [0; 4]),
-    ] {
+    for &(block, at, bytes) in damages {
+        let block = block.rem_euclid(blocks) as u64;
         cluster.stop_server("fast");
         let file = OpenOptions::new()
             .read(true)
@@ -306,7 +354,7 @@ fn a_damaged_page_is_an_error_with_its_block_number() {
         file.read_exact_at(&mut original, offset).unwrap();
         file.write_all_at(&bytes, offset).unwrap();
         cluster.start_server();
-        let mut client = cluster.client();
+        *client = cluster.client();
         client
             .batch_execute("SET ignore_checksum_failure = on; SET enable_seqscan = off; SET client_min_messages = error")
             .unwrap();
@@ -322,10 +370,10 @@ fn a_damaged_page_is_an_error_with_its_block_number() {
             client.simple_query("SELECT 1").is_ok(),
             "the session lives on"
         );
-        drop(client);
         cluster.stop_server("fast");
         file.write_all_at(&original, offset).unwrap();
         cluster.start_server();
     }
-    assert_eq!(assert_index_equals_table(&mut cluster.client()), 3000);
+    *client = cluster.client();
+    assert_eq!(assert_index_equals_table(client), 3000);
 }

@@ -13,7 +13,7 @@ use postgres::Client;
 const INDEX: &str = "item_vector_l2_ops";
 /// Statistics that do not depend on which rows a server still keeps for its own queries.
 const STATISTICS: &str = "
-    SELECT row_to_json(s)::text FROM (SELECT lists, entries, total_bytes, free_bytes, training_rows,
+    SELECT row_to_json(s)::text FROM (SELECT lists, entries, total_bytes, free_entries, training_rows,
         trained_at, nprobe, expected_recall, recall_curve FROM sight_index_stats($1::text::regclass)) AS s";
 
 /// A primary with `item` and its indexes, and its standby; each with a session that

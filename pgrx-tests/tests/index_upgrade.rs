@@ -27,7 +27,7 @@ const CHANGES: &str = "
 const STATISTICS: &str = "
     SELECT c.relname::text || ' ' || row_to_json(s)::text
         FROM pg_class AS c JOIN pg_am AS m ON m.oid = c.relam AND m.amname = 'faiss_ivf',
-            LATERAL (SELECT lists, entries, dead, total_bytes, free_bytes, training_rows,
+            LATERAL (SELECT lists, entries, dead, total_bytes, free_entries, training_rows,
                 trained_at, nprobe, recall_curve FROM sight_index_stats(c.oid)) AS s
         WHERE c.relkind = 'i' ORDER BY 1";
 

@@ -15,7 +15,10 @@ const TABLE: &str = "
 
 fn last_scan(client: &mut Client) -> Option<(i64, i64, i64)> {
     let rows = client
-        .query("SELECT * FROM sight_index_last_scan()", &[])
+        .query(
+            "SELECT lists_probed, entries_scanned, rows_returned FROM sight_index_last_scan()",
+            &[],
+        )
         .unwrap();
     rows.first().map(|row| (row.get(0), row.get(1), row.get(2)))
 }

@@ -3,10 +3,14 @@
 //! A scan ranks L centroids and then reads nprobe of the L lists before it returns its
 //! first row. Reading n lists of an index of P pages and T rows costs
 //!
-//! - one random page for the begin of each list, and the other pages of the lists,
-//!   P n / L - n of them, in sequence,
+//! - one random page for the begin of each list, and the other list pages of the lists
+//!   in sequence; row pages, where there are any, are not among them,
 //! - `cpu_operator_cost` for the distance and `cpu_index_tuple_cost` for the queue, for
 //!   each of T n / L rows.
+//!
+//! Where there are row pages, some of the entries are looked up in them: a few for the
+//! start, and a few more for each row that is returned, each in a page of its own. The
+//! row pages of a list lie together, so that they cost what pages in sequence cost.
 //!
 //! To these come `cpu_operator_cost` for each centroid, and whatever the planner adds
 //! for the rows of the table. The more rows are returned, the more lists are read
@@ -30,6 +34,11 @@ use super::options;
 use super::probes::Probes;
 use super::report::OrRaise;
 use super::storage::RelationStore;
+
+/// So many entries have their refine codes read for the first rows, and so many more for
+/// each row, in searches of embeddings of texts.
+const FIRST_REFINED: f64 = 40.0;
+const REFINED_PER_ROW: f64 = 4.0;
 
 #[expect(clippy::too_many_arguments, reason = "the signature is PostgreSQL's")]
 #[pg_guard]
@@ -66,7 +75,8 @@ pub(super) unsafe extern "C-unwind" fn amcostestimate(
         let scan = PlannedScan::of(root, info);
         let ranking = scan.lists * pg_sys::cpu_operator_cost;
         *selectivity = scan.most_rows / scan.rows;
-        *startup_cost = ranking + scan.cost_of_lists(scan.probes.first.into());
+        *startup_cost =
+            ranking + scan.cost_of_lists(scan.probes.first.into()) + scan.cost_of_rows(0.0);
         *total_cost = ranking + scan.cost_of_all();
     }
 }
@@ -77,6 +87,9 @@ struct PlannedScan<'a> {
     info: &'a pg_sys::IndexOptInfo,
     table: &'a pg_sys::RelOptInfo,
     lists: f64,
+    /// Pages of the index that a scan is charged for: those of lists, and those of rows.
+    list_pages: f64,
+    row_pages: f64,
     probes: Probes,
     /// Rows of the index, at least one.
     rows: f64,
@@ -99,11 +112,16 @@ impl<'a> PlannedScan<'a> {
             // No list is read when so many rows were, but a list is read whole.
             let bound = options::max_scan_tuples().map_or(rows, |bound| bound as f64);
             let first_rows = rows * f64::from(probes.first) / lists;
+            let table = &*info.rel;
+            let pages = f64::from(info.pages.min(table.pages.max(1)));
+            let list_pages = pages / (1.0 + meta.layout.row_pages() as f64);
             Self {
                 root,
                 info,
-                table: &*info.rel,
+                table,
                 lists,
+                list_pages,
+                row_pages: pages - list_pages,
                 probes,
                 rows,
                 most_rows: (rows * f64::from(probes.most) / lists)
@@ -119,11 +137,26 @@ impl<'a> PlannedScan<'a> {
         // SAFETY: settings of the backend.
         let row_cost = unsafe { pg_sys::cpu_operator_cost + pg_sys::cpu_index_tuple_cost };
         let share = count / self.lists;
-        let pages = f64::from(self.info.pages.min(self.table.pages.max(1))) * share;
+        let pages = self.list_pages * share;
         let random_pages = pages.min(count);
         random_pages * random_page_cost
             + (pages - random_pages) * seq_page_cost
             + self.rows * share * row_cost
+    }
+
+    /// What looking entries up in row pages costs when so many rows were returned.
+    fn cost_of_rows(&self, rows: f64) -> f64 {
+        if self.row_pages < 1.0 {
+            return 0.0;
+        }
+        let (_, seq_page_cost) = page_costs(self.info.reltablespace);
+        let entries = (FIRST_REFINED + REFINED_PER_ROW * rows).min(self.rows);
+        // SAFETY: arithmetic over what the planner knows.
+        let pages = unsafe {
+            let pages = self.row_pages as pg_sys::BlockNumber;
+            pg_sys::index_pages_fetched(entries, pages, 0.0, self.root)
+        };
+        pages * seq_page_cost
     }
 
     /// How many lists are read when so many rows were returned.
@@ -163,15 +196,15 @@ impl<'a> PlannedScan<'a> {
     /// # Safety
     /// As for [`Self::of`].
     unsafe fn cost_of_all(&self) -> f64 {
-        let start = self.cost_of_lists(self.probes.first.into());
+        let start = self.cost_of_lists(self.probes.first.into()) + self.cost_of_rows(0.0);
         // SAFETY: the caller's promise.
         let share = unsafe { self.wanted_share() };
         let rows = (self.rows * share).min(self.most_rows);
-        let rise =
-            self.cost_of_lists(self.lists_of_rows(rows)) - start + self.cost_of_table_pages(rows);
+        let reading =
+            |rows: f64| self.cost_of_lists(self.lists_of_rows(rows)) + self.cost_of_rows(rows);
+        let rise = reading(rows) - start + self.cost_of_table_pages(rows);
         let even = start + rise / share - self.cost_of_table_pages(self.most_rows);
-        let all = self.cost_of_lists(self.lists_of_rows(self.most_rows));
-        all.max(even)
+        reading(self.most_rows).max(even)
     }
 }
 

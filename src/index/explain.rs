@@ -53,6 +53,8 @@ unsafe extern "C-unwind" fn explain_node(
         let work = (*scan.opaque.cast::<ScanState>()).work();
         show(c"Lists Probed", work.lists, state);
         show(c"Entries Scanned", work.entries, state);
+        show(c"Entries Refined", work.refined, state);
+        show(c"Rows Reranked", work.reranked, state);
         if work.left_out > 0 {
             show(c"Rows Left Out", work.left_out, state);
         }

@@ -1,10 +1,10 @@
 use ivf_store::{Meta, Tid, insert};
 use pgrx::{pg_guard, pg_sys};
 
-use super::cache;
 use super::opclass::OpClass;
 use super::report::OrRaise;
 use super::storage::RelationStore;
+use super::trained::Trained;
 
 /// Adds a row to the list whose centroid is nearest to its vector.
 #[expect(clippy::too_many_arguments, reason = "the signature is PostgreSQL's")]
@@ -27,18 +27,25 @@ pub(super) unsafe extern "C-unwind" fn aminsert(
         let store = RelationStore::open(index);
         let meta = Meta::read(&store).or_raise(index);
         let opclass = OpClass::of(index);
-        let mut vector = Vec::with_capacity(meta.dimensions as usize);
-        if !opclass.read(*values, meta.dimensions, &mut vector) {
+        let dim = meta.dimensions as usize;
+        let mut read = Vec::with_capacity(dim);
+        if !opclass.read(*values, meta.dimensions, &mut read) {
             return false;
         }
-        let mut code = vec![0; meta.layout().code_size()];
-        opclass
-            .encode(meta.dimensions as usize, &mut vector, &mut code)
+        let trained = Trained::of(index, &store, &meta);
+        let mut vector = read.clone();
+        opclass.make_comparable(dim, &mut vector).or_raise(index);
+        let mapped = trained.coding.map(&vector).or_raise(index);
+        let mut list = [0];
+        trained.lists.assign(&mapped, &mut list).or_raise(index);
+        let [list] = list;
+        let mut record = Vec::with_capacity(meta.layout.record_size());
+        let stored = opclass.stored(&read, &vector);
+        let centroid = |_| trained.lists.centroid(list);
+        (trained.coding)
+            .encode(stored, &vector, &mapped, centroid, &mut record)
             .or_raise(index);
-        let list = cache::with_lists(index, &store, &meta, |lists| {
-            lists.nearest(index, opclass.metric(), &vector)
-        });
-        insert(&store, &meta, list, tid_of(heap_tid), &code).or_raise(index);
+        insert(&store, &meta, list, tid_of(heap_tid), &record).or_raise(index);
     }
     // Only unique indexes answer otherwise.
     false

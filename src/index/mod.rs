@@ -9,21 +9,26 @@
 
 mod admin;
 mod build;
-mod cache;
+mod calibrate;
+mod candidates;
 mod cost;
+mod exact;
 #[cfg(feature = "pg18")]
 mod explain;
 mod handler;
 mod insert;
+mod list_reading;
 mod opclass;
 mod options;
 mod probes;
 mod random;
 mod recall;
 mod report;
+mod sample;
 mod scan;
 mod statistics;
 mod storage;
+mod trained;
 mod vacuum;
 mod validate;
 mod vector;
@@ -50,7 +55,7 @@ pgrx::extension_sql_file!(
     name = "recall",
     requires = [
         "index",
-        admin::sight_index_calibrate,
+        calibrate::sight_index_calibrate,
         admin::sight_index_prewarm,
         statistics::sight_index_stats,
         work::sight_index_last_scan

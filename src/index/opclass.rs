@@ -84,7 +84,7 @@ impl OpClass {
         }
     }
 
-    /// How vectors are stored.
+    /// How vectors are stored where they are stored as they are.
     pub fn codec(&self) -> Codec {
         match (self.element, self.distance) {
             (Element::Float32, _) => Codec::Flat,
@@ -93,21 +93,14 @@ impl OpClass {
         }
     }
 
-    /// Encodes vectors `(n, dimensions)` that were read, and makes of them what
-    /// centroids are compared with.
-    pub fn encode(
-        &self,
-        dimensions: usize,
-        vectors: &mut [f32],
-        codes: &mut [u8],
-    ) -> Result<(), FaissError> {
-        // Of 32-bit floats the direction is stored; 16 bits could not hold it, so
-        // that the code has the vector and its length.
-        if self.codec() == Codec::Flat {
-            self.make_comparable(dimensions, vectors)?;
+    /// Of vectors as they were read and as they are compared, those that flat codes store.
+    /// Of 32-bit floats that is the direction; 16 bits could not hold it, so that the code
+    /// has the vector and its length.
+    pub fn stored<'a>(&self, read: &'a [f32], compared: &'a [f32]) -> &'a [f32] {
+        match self.codec() {
+            Codec::Flat => compared,
+            Codec::Half | Codec::NormedHalf => read,
         }
-        self.codec().encode(dimensions, vectors, codes)?;
-        self.make_comparable(dimensions, vectors)
     }
 
     /// Makes of vectors `(n, dimensions)` that were read what centroids and codes are

@@ -1,9 +1,19 @@
 //! Options of an index (`WITH (...)`) and settings of a session.
 
 use std::cell::Cell;
+use std::ffi::{CStr, c_char};
 use std::mem::offset_of;
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_guard, pg_sys};
+use faiss_ivf::Factory;
+use ivf_store::ListLayout;
+use pgrx::{
+    GucContext, GucFlags, GucRegistry, GucSetting, PgSqlErrorCode, PostgresGucEnum, pg_guard,
+    pg_sys,
+};
+
+use super::opclass::OpClass;
+use super::report::Report;
+use super::trained::layout_codes;
 
 /// The greatest number of lists.
 pub(super) const MAX_LISTS: i32 = 65_536;
@@ -41,6 +51,8 @@ struct IndexOptions {
     lists: i32,
     /// The share of the nearest rows that a scan should find.
     target_recall: f64,
+    /// Where the factory string lies, from the begin of the options; 0 if there is none.
+    factory: i32,
 }
 
 thread_local! {
@@ -123,6 +135,14 @@ pub(super) fn define() {
             1.0,
             pg_sys::ShareUpdateExclusiveLock as pg_sys::LOCKMODE,
         );
+        pg_sys::add_string_reloption(
+            kind,
+            c"factory".as_ptr(),
+            c"FAISS's factory string: transform, inverted lists, code and refinement".as_ptr(),
+            std::ptr::null(),
+            Some(check_factory),
+            pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE,
+        );
         OPTION_KIND.set(kind);
     }
 }
@@ -162,23 +182,113 @@ pub(super) unsafe fn target_recall(index: pg_sys::Relation) -> f64 {
     if setting > 0.0 {
         return setting;
     }
-    // SAFETY: the caller's promise; amoptions made what is there.
-    let option = unsafe { (*index).rd_options.cast::<IndexOptions>().as_ref() };
+    // SAFETY: the caller's promise.
+    let option = unsafe { options_of(index) };
     option.map_or(DEFAULT_TARGET_RECALL, |options| options.target_recall)
 }
 
-/// How many lists an index of `rows` rows should have: the option, else a
-/// thousandth of the rows up to a million and their square root beyond.
+/// The options of an index, `None` if there are none.
 ///
 /// # Safety
 /// `index` must be an open index of this access method.
-pub(super) unsafe fn lists(index: pg_sys::Relation, rows: f64) -> u32 {
+unsafe fn options_of<'a>(index: pg_sys::Relation) -> Option<&'a IndexOptions> {
     // SAFETY: the caller's promise; amoptions made what is there.
-    let option = unsafe { (*index).rd_options.cast::<IndexOptions>().as_ref() };
-    match option.map_or(0, |options| options.lists) {
-        0 if rows <= 1e6 => ((rows / 1000.0).round() as u32).max(1),
-        0 => (rows.sqrt().round() as u32).min(MAX_LISTS as u32),
-        lists => lists as u32,
+    unsafe { (*index).rd_options.cast::<IndexOptions>().as_ref() }
+}
+
+/// The factory string of an index, if there is one.
+///
+/// # Safety
+/// As for [`options_of`].
+unsafe fn factory_option(index: pg_sys::Relation) -> Option<Factory> {
+    // SAFETY: the caller's promise; a string lies behind the options and ends in NUL.
+    unsafe {
+        let options = options_of(index)?;
+        let offset = usize::try_from(options.factory).ok().filter(|at| *at > 0)?;
+        let string = std::ptr::from_ref(options).cast::<c_char>().add(offset);
+        Some(parse_factory(CStr::from_ptr(string)))
+    }
+}
+
+/// What the lists of an index hold: the option, else the default for vectors of `dim`
+/// dimensions.
+///
+/// # Safety
+/// As for [`options_of`].
+pub(super) unsafe fn factory(index: pg_sys::Relation, opclass: &OpClass, dim: u32) -> Factory {
+    // SAFETY: the caller's promise.
+    let option = unsafe { factory_option(index) };
+    option.unwrap_or_else(|| default_factory(opclass, dim))
+}
+
+/// Vectors of fewer dimensions are stored as they are where nobody says anything else:
+/// few signs say little, and the vectors are not much longer.
+const MIN_CODED_DIMENSIONS: u32 = 64;
+
+/// What the lists hold where nobody says it.
+fn default_factory(opclass: &OpClass, dim: u32) -> Factory {
+    let fits =
+        |factory: &Factory| ListLayout::new(layout_codes(factory, opclass, dim as usize)).is_some();
+    if dim < MIN_CODED_DIMENSIONS {
+        Factory::FLAT
+    } else if fits(&Factory::DEFAULT) {
+        Factory::DEFAULT
+    } else {
+        Factory::DEFAULT_FOR_LONG
+    }
+}
+
+fn parse_factory(string: &CStr) -> Factory {
+    let string = string.to_string_lossy();
+    string
+        .parse()
+        .unwrap_or_else(|error: faiss_ivf::FactoryError| {
+            Report::new(
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                error.to_string(),
+            )
+            .hint(error.hint())
+            .raise()
+        })
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_factory(string: *const c_char) {
+    if string.is_null() {
+        return;
+    }
+    // SAFETY: PostgreSQL passes a string that ends in NUL.
+    let factory = parse_factory(unsafe { CStr::from_ptr(string) });
+    if factory.lists.is_some_and(|lists| lists > MAX_LISTS as u32) {
+        Report::new(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("a faiss_ivf index has at most {MAX_LISTS} lists"),
+        )
+        .raise();
+    }
+}
+
+/// How many lists an index of `rows` rows should have: the option or the factory
+/// string, else a thousandth of the rows up to a million and their square root beyond.
+///
+/// # Safety
+/// As for [`options_of`].
+pub(super) unsafe fn lists(index: pg_sys::Relation, rows: f64) -> u32 {
+    // SAFETY: the caller's promise.
+    let (option, factory) = unsafe { (options_of(index), factory_option(index)) };
+    let option = option.map_or(0, |options| options.lists as u32);
+    let named = factory.and_then(|factory| factory.lists);
+    match (option, named) {
+        (0, None) if rows <= 1e6 => ((rows / 1000.0).round() as u32).max(1),
+        (0, None) => (rows.sqrt().round() as u32).min(MAX_LISTS as u32),
+        (0, Some(named)) => named,
+        (option, Some(named)) if option != named => Report::new(
+            PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("option \"lists\" is {option}, but the factory string has {named} lists"),
+        )
+        .hint("Leave one of them out.")
+        .raise(),
+        (option, _) => option,
     }
 }
 
@@ -198,6 +308,12 @@ pub(super) unsafe extern "C-unwind" fn amoptions(
             optname: c"target_recall".as_ptr(),
             opttype: pg_sys::relopt_type::RELOPT_TYPE_REAL,
             offset: offset_of!(IndexOptions, target_recall) as i32,
+            ..Default::default()
+        },
+        pg_sys::relopt_parse_elt {
+            optname: c"factory".as_ptr(),
+            opttype: pg_sys::relopt_type::RELOPT_TYPE_STRING,
+            offset: offset_of!(IndexOptions, factory) as i32,
             ..Default::default()
         },
     ];

@@ -1,23 +1,25 @@
 //! How recall is measured: by the lists in which the true nearest rows of queries lie.
 
-use faiss_ivf::FaissError;
-use ivf_store::RECALL_ROWS;
+use faiss_ivf::{Coding, FaissError};
+use ivf_store::{RECALL_ROWS, RecallCurve, Tid};
 
 use super::opclass::OpClass;
+use super::sample::Drawn;
+use super::trained::Lists;
 
 /// So many nearest rows of a query are looked for.
-pub(super) const NEIGHBOURS: usize = RECALL_ROWS[RECALL_ROWS.len() - 1];
+const NEIGHBOURS: usize = RECALL_ROWS[RECALL_ROWS.len() - 1];
 
 /// The nearest rows of a query among those that were seen, with their lists.
 #[derive(Debug, Clone)]
-pub(super) struct Nearest {
+struct Nearest {
     capacity: usize,
     /// Keys and lists, nearest first.
     rows: Vec<(f32, u32)>,
 }
 
 impl Nearest {
-    pub fn new(capacity: usize) -> Self {
+    fn new(capacity: usize) -> Self {
         Self {
             capacity,
             rows: Vec::with_capacity(capacity + 1),
@@ -26,7 +28,7 @@ impl Nearest {
 
     /// Takes a row in `list`, whose key is smaller the nearer it is, if it is one of
     /// the nearest.
-    pub fn offer(&mut self, key: f32, list: u32) {
+    fn offer(&mut self, key: f32, list: u32) {
         let is_far = |worst: &(f32, u32)| key.total_cmp(&worst.0).is_ge();
         if self.rows.len() == self.capacity && self.rows.last().is_some_and(is_far) {
             return;
@@ -41,7 +43,7 @@ impl Nearest {
 
 /// For each of the nearest rows of `query` the rank, from 1, of its list, when lists are
 /// ordered by the distance of their `centroids` `(lists, dimensions)`.
-pub(super) fn ranks(
+fn ranks(
     opclass: &OpClass,
     query: &[f32],
     centroids: &[f32],
@@ -60,4 +62,79 @@ pub(super) fn ranks(
             .count() as u32
     };
     Ok(nearest.rows.iter().map(|(_, list)| rank(*list)).collect())
+}
+
+/// Queries whose nearest rows are looked for.
+pub(super) struct Queries {
+    /// `(rows, dimensions)`
+    queries: Vec<f32>,
+    /// `(rows, code_dim)`: as they are compared with centroids.
+    mapped: Vec<f32>,
+    /// The row that each is, if it is one.
+    tids: Vec<Option<Tid>>,
+    nearest: Vec<Nearest>,
+}
+
+impl Queries {
+    pub fn none() -> Self {
+        Self {
+            queries: Vec::new(),
+            mapped: Vec::new(),
+            tids: Vec::new(),
+            nearest: Vec::new(),
+        }
+    }
+
+    /// Queries that were drawn, for an index with such codes.
+    pub fn new(
+        opclass: &OpClass,
+        dimensions: u32,
+        drawn: Drawn,
+        coding: &Coding,
+    ) -> Result<Self, FaissError> {
+        let mut queries = drawn.vectors;
+        opclass.make_comparable(dimensions as usize, &mut queries)?;
+        Ok(Self {
+            nearest: vec![Nearest::new(NEIGHBOURS); drawn.tids.len()],
+            mapped: coding.map(&queries)?,
+            queries,
+            tids: drawn.tids,
+        })
+    }
+
+    /// Looks at rows of the table: `vectors` `(rows, dimensions)`, as they are compared,
+    /// and the lists that they are in. A row is no neighbour of itself.
+    pub fn look_at(
+        &mut self,
+        opclass: &OpClass,
+        dimensions: usize,
+        vectors: &[f32],
+        tids: &[Tid],
+        lists: &[u32],
+    ) -> Result<(), FaissError> {
+        let wanted = NEIGHBOURS + 1;
+        let metric = opclass.metric();
+        let found = faiss_ivf::nearest(metric, dimensions, &self.queries, vectors, wanted)?;
+        for ((nearest, own), found) in self.nearest.iter_mut().zip(&self.tids).zip(found) {
+            for (distance, row) in found {
+                if Some(tids[row]) != *own {
+                    nearest.offer(opclass.key(distance), lists[row]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The recall curve of an index with these lists.
+    pub fn curve(&self, opclass: &OpClass, lists: &Lists) -> Result<RecallCurve, FaissError> {
+        let count = lists.squares.len();
+        let dim = lists.centroids.len() / count.max(1);
+        let mut all = Vec::with_capacity(self.tids.len());
+        if dim > 0 {
+            for (query, nearest) in self.mapped.chunks_exact(dim).zip(&self.nearest) {
+                all.push(ranks(opclass, query, &lists.centroids, nearest)?);
+            }
+        }
+        Ok(RecallCurve::measured(count.max(1) as u32, &all))
+    }
 }

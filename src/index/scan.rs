@@ -1,48 +1,22 @@
 //! Scans: rank the lists, read the nearest ones, return their rows in the order
 //! of distances, and go on to further lists when those rows are used up.
 
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::rc::Rc;
 
-use faiss_ivf::{CodeScanner, FaissError};
-use ivf_store::{Block, ListCursor, ListLayout, Meta, Tid};
+use faiss_ivf::FaissError;
+use ivf_store::{Block, ListCursor, ListLayout, Meta, PageStore, RowPage, Tid};
 use pgrx::{PgMemoryContexts, PgSqlErrorCode, check_for_interrupts, pg_guard, pg_sys};
 
-use super::cache;
+use super::candidates::{Candidates, Keyed, Nearest, RowPlace};
+use super::exact::RowReader;
+use super::list_reading::{Comparison, ListReading};
 use super::opclass::OpClass;
 use super::options::{self, IterativeScan};
 use super::probes::Probes;
 use super::report::{OrRaise, Report, raise_out_of_memory};
 use super::storage::RelationStore;
+use super::trained::Trained;
 use super::work::Work;
-
-/// A row that was found and not yet returned.
-#[derive(Clone, Copy)]
-struct Candidate {
-    key: f32,
-    tid: Tid,
-}
-
-impl Ord for Candidate {
-    /// The greatest candidate is the nearest, which a heap gives first.
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.key.total_cmp(&self.key)).then(other.tid.cmp(&self.tid))
-    }
-}
-
-impl PartialOrd for Candidate {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Candidate {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Candidate {}
 
 /// A list, and how near its centroid is to the query.
 #[derive(Clone, Copy)]
@@ -53,8 +27,9 @@ struct RankedList {
 }
 
 /// What a scan keeps between its calls.
-#[derive(Default)]
 pub(super) struct ScanState {
+    /// Where things live that last as long as the scan.
+    memory: pg_sys::MemoryContext,
     progress: Option<Progress>,
     /// Work of scans before the last rescan.
     work_before: Work,
@@ -62,9 +37,16 @@ pub(super) struct ScanState {
 
 impl ScanState {
     /// Ends a scan that has begun.
-    fn finish(&mut self) {
+    ///
+    /// # Safety
+    /// The relations of the scan must still be open.
+    unsafe fn finish(&mut self) {
         if let Some(progress) = self.progress.take() {
             self.work_before += progress.work;
+            if let Some(reader) = progress.reader {
+                // SAFETY: the caller's promise.
+                unsafe { reader.close() };
+            }
         }
     }
 
@@ -83,8 +65,11 @@ impl ScanState {
 struct Progress {
     layout: ListLayout,
     opclass: &'static OpClass,
+    trained: Rc<Trained>,
     /// `None` if the query is NULL or has no direction: all rows are equally near.
-    scanner: Option<Box<dyn CodeScanner>>,
+    comparison: Option<Comparison>,
+    /// Opened when a row is read from the table for the first time.
+    reader: Option<RowReader>,
     /// All lists; those before `probed` were read.
     lists: Vec<RankedList>,
     probed: usize,
@@ -94,10 +79,19 @@ struct Progress {
     /// When so many rows were returned, further lists may have to be read.
     next_look: u64,
     keeps_order: bool,
-    candidates: BinaryHeap<Candidate>,
+    candidates: Candidates,
     /// Key of the row returned last.
     last: f32,
     work: Work,
+    scratch: Scratch,
+}
+
+/// Memory that is used again and again.
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    vector: Vec<f32>,
+    code: Vec<u8>,
 }
 
 #[pg_guard]
@@ -111,7 +105,11 @@ pub(super) unsafe extern "C-unwind" fn ambeginscan(
     unsafe {
         let scan = pg_sys::RelationGetIndexScan(index, nkeys, norderbys);
         (*scan).opaque = PgMemoryContexts::CurrentMemoryContext
-            .leak_and_drop_on_delete(ScanState::default())
+            .leak_and_drop_on_delete(ScanState {
+                memory: pg_sys::CurrentMemoryContext,
+                progress: None,
+                work_before: Work::default(),
+            })
             .cast();
         scan
     }
@@ -140,7 +138,7 @@ pub(super) unsafe extern "C-unwind" fn amrescan(
 pub(super) unsafe extern "C-unwind" fn amendscan(scan: pg_sys::IndexScanDesc) {
     // SAFETY: PostgreSQL passes a scan of ours. The state itself goes with its
     // memory context; what it holds goes now.
-    unsafe { (*(*scan).opaque.cast::<ScanState>()).progress = None };
+    unsafe { (*(*scan).opaque.cast::<ScanState>()).finish() };
 }
 
 #[pg_guard]
@@ -160,7 +158,13 @@ pub(super) unsafe extern "C-unwind" fn amgettuple(
         let Some(progress) = &mut state.progress else {
             return false;
         };
-        let Some(tid) = progress.next(index, &store) else {
+        let at = At {
+            scan,
+            index,
+            store: &store,
+            memory: state.memory,
+        };
+        let Some(tid) = progress.next(&at) else {
             return false;
         };
         let block = tid.block();
@@ -188,29 +192,29 @@ unsafe fn begin(scan: pg_sys::IndexScanDesc, store: &RelationStore) -> Progress 
         let meta = Meta::read(store).or_raise(index);
         let opclass = OpClass::of(index);
         let query = query_of(&*(*scan).orderByData, opclass, meta.dimensions).or_raise(index);
-        let scanner = query
-            .as_ref()
-            .map(|query| opclass.codec().scanner(opclass.metric(), query))
+        let trained = Trained::of(index, store, &meta);
+        let comparison = query
+            .map(|query| Comparison::new(opclass, &trained, query))
             .transpose()
             .or_raise(index);
-        let lists = cache::with_lists(index, store, &meta, |lists| {
-            rank(lists, opclass, query.as_deref())
-        })
-        .or_raise(index);
+        let lists = rank(&trained, comparison.as_ref()).or_raise(index);
         let probes = Probes::choose(index, store, &meta).or_raise(index);
         Progress {
-            layout: meta.layout(),
+            layout: meta.layout,
             opclass,
-            scanner,
+            trained,
+            comparison,
+            reader: None,
             lists,
             probed: 0,
             probes,
             most_rows: options::max_scan_tuples().unwrap_or(u64::MAX),
             next_look: Probes::next_look(0),
             keeps_order: options::iterative_scan() != IterativeScan::RelaxedOrder,
-            candidates: BinaryHeap::new(),
+            candidates: Candidates::default(),
             last: f32::NEG_INFINITY,
             work: Work::begin(),
+            scratch: Scratch::default(),
         }
     }
 }
@@ -261,53 +265,150 @@ unsafe fn query_of(
     Ok(is_comparable.then_some(query))
 }
 
-fn rank(
-    lists: &cache::Lists<'_>,
-    opclass: &OpClass,
-    query: Option<&[f32]>,
-) -> Result<Vec<RankedList>, FaissError> {
-    let mut distances = vec![0.0; lists.first.len()];
-    if let Some(query) = query
-        && distances.len() > 1
+fn rank(trained: &Trained, comparison: Option<&Comparison>) -> Result<Vec<RankedList>, FaissError> {
+    let mut keys = vec![0.0; trained.first.len()];
+    if let Some(comparison) = comparison
+        && keys.len() > 1
     {
-        faiss_ivf::distances(opclass.metric(), query, lists.centroids, &mut distances)?;
+        keys = comparison.coded.rank(&trained.lists.centroids)?;
     }
     Ok((0..)
-        .zip(lists.first)
-        .zip(distances)
-        .map(|((list, &first), distance)| RankedList {
-            key: opclass.key(distance),
-            list,
-            first,
-        })
+        .zip(&trained.first)
+        .zip(keys)
+        .map(|((list, &first), key)| RankedList { key, list, first })
         .collect())
+}
+
+/// Where a scan is called.
+struct At<'a> {
+    scan: pg_sys::IndexScanDesc,
+    index: pg_sys::Relation,
+    store: &'a RelationStore,
+    /// Where things live that last as long as the scan.
+    memory: pg_sys::MemoryContext,
 }
 
 impl Progress {
     /// The next row, `None` when there are no more.
     ///
     /// # Safety
-    /// `index` must be the open index that `store` is of.
-    unsafe fn next(&mut self, index: pg_sys::Relation, store: &RelationStore) -> Option<Tid> {
+    /// `at` must be where PostgreSQL called the scan.
+    unsafe fn next(&mut self, at: &At<'_>) -> Option<Tid> {
         if self.work.rows >= self.next_look {
             self.next_look = Probes::next_look(self.work.rows);
             let entries_per_list = self.work.entries as f64 / self.probed as f64;
             let wanted = (self.probes).before_row(self.next_look as f64, entries_per_list);
             let missing = (wanted.ceil() as usize).saturating_sub(self.probed);
             // SAFETY: the caller's promise.
-            unsafe { self.read_lists(missing, index, store) };
+            unsafe { self.read_lists(missing, at) };
         }
         loop {
-            if let Some(candidate) = self.candidates.pop() {
-                self.last = self.last.max(candidate.key);
-                self.work.count_row();
-                return Some(candidate.tid);
-            }
-            let step = self.probed.max(self.probes.first as usize);
             // SAFETY: the caller's promise.
-            if unsafe { self.read_lists(step, index, store) } == 0 {
-                return None;
+            unsafe {
+                match self.candidates.pop() {
+                    Some(Nearest::Exact(row)) => {
+                        self.last = self.last.max(row.key);
+                        self.work.count_row();
+                        return Some(row.item);
+                    }
+                    Some(Nearest::Refined(tid)) => self.rerank(tid, at),
+                    Some(Nearest::Coded(place)) => self.refine(place, at),
+                    None => {
+                        let step = self.probed.max(self.probes.first as usize);
+                        if self.read_lists(step, at) == 0 {
+                            return None;
+                        }
+                    }
+                }
             }
+        }
+    }
+
+    /// Takes a row whose distance is known, unless it comes too late.
+    fn add_exact(&mut self, tid: Tid, key: f32) {
+        if self.keeps_order && key < self.last {
+            self.work.left_out += 1;
+        } else {
+            self.candidates.add_exact(Keyed { key, item: tid });
+        }
+    }
+
+    /// Reads the vector of a row from the table, if the snapshot sees it.
+    ///
+    /// # Safety
+    /// As for [`Self::next`].
+    unsafe fn rerank(&mut self, tid: Tid, at: &At<'_>) {
+        check_for_interrupts!();
+        let Some(comparison) = &self.comparison else {
+            self.add_exact(tid, 0.0);
+            return;
+        };
+        let dim = comparison.query.len();
+        let reader = self.reader.get_or_insert_with(|| {
+            // SAFETY: the scan and its table stay open; the reader lives in the memory of
+            // the scan.
+            unsafe { RowReader::new(at.scan, at.memory, self.opclass, dim as u32) }
+        });
+        let vector = &mut self.scratch.vector;
+        vector.clear();
+        // SAFETY: the caller's promise.
+        if !unsafe { reader.read(tid, vector) } {
+            return;
+        }
+        self.work.reranked += 1;
+        let opclass = self.opclass;
+        let mut distance = [0.0];
+        let computed = opclass.make_comparable(dim, vector).and_then(|()| {
+            faiss_ivf::distances(opclass.metric(), &comparison.query, vector, &mut distance)
+        });
+        // SAFETY: the caller's promise.
+        unsafe { computed.or_raise(at.index) };
+        self.add_exact(tid, opclass.key(distance[0]));
+    }
+
+    /// Reads the row page of a candidate.
+    ///
+    /// # Safety
+    /// As for [`Self::next`].
+    unsafe fn refine(&mut self, place: RowPlace, at: &At<'_>) {
+        check_for_interrupts!();
+        self.work.refined += 1;
+        let (list, index) = (
+            self.lists[place.list as usize].list,
+            usize::from(place.index),
+        );
+        let refined = {
+            // SAFETY: the caller's promise.
+            let bytes = unsafe { at.store.read(place.block).or_raise(at.index) };
+            let page = RowPage::parse(&bytes, place.block, self.layout, list);
+            // SAFETY: as above.
+            let page = unsafe { page.or_raise(at.index) };
+            let Some(tid) = page.tid(index) else {
+                // Vacuum has removed it.
+                return;
+            };
+            let Some(comparison) = &self.comparison else {
+                self.add_exact(tid, 0.0);
+                return;
+            };
+            if self.trained.coding.is_exact() {
+                self.scratch.code.clear();
+                self.scratch.code.extend_from_slice(page.code(index));
+                let mut distance = [0.0];
+                let scanned = comparison.flat.scan(&self.scratch.code, 1, &mut distance);
+                scanned.map(|()| (tid, true, self.opclass.key(distance[0])))
+            } else {
+                let (offset, error) = (page.factor(0, index), page.factor(1, index));
+                let estimate = comparison.coded.refine(page.code(index), offset, error);
+                estimate.map(|estimate| (tid, false, estimate.bound))
+            }
+        };
+        // SAFETY: the caller's promise.
+        let (tid, is_exact, key) = unsafe { refined.or_raise(at.index) };
+        if is_exact {
+            self.add_exact(tid, key);
+        } else {
+            self.candidates.add_refined(Keyed { key, item: tid });
         }
     }
 
@@ -316,12 +417,7 @@ impl Progress {
     ///
     /// # Safety
     /// As for [`Self::next`].
-    unsafe fn read_lists(
-        &mut self,
-        wanted: usize,
-        index: pg_sys::Relation,
-        store: &RelationStore,
-    ) -> usize {
+    unsafe fn read_lists(&mut self, wanted: usize, at: &At<'_>) -> usize {
         let remaining = &mut self.lists[self.probed..];
         let count = wanted.min(self.probes.most as usize - self.probed);
         if count == 0 || self.work.entries >= self.most_rows {
@@ -331,70 +427,62 @@ impl Progress {
             let by_key = |a: &RankedList, b: &RankedList| a.key.total_cmp(&b.key);
             remaining.select_nth_unstable_by(count - 1, by_key);
         }
-        let mut found = std::mem::take(&mut self.candidates).into_vec();
-        let mut distances = Vec::new();
         for place in self.probed..self.probed + count {
-            let ranked = self.lists[place];
             // SAFETY: the caller's promise.
-            let work = unsafe { self.read_list(ranked, index, store, &mut distances, &mut found) };
+            let work = unsafe { self.read_list(place, at) };
             self.work += work;
         }
         self.probed += count;
         self.work.show();
-        self.candidates = BinaryHeap::from(found);
         count
     }
 
-    /// Reads one list, page by page, and returns what work that was. `distances` is
-    /// scratch space.
+    /// Reads one list, page by page, and returns what work that was.
     ///
     /// # Safety
     /// As for [`Self::next`].
-    unsafe fn read_list(
-        &self,
-        list: RankedList,
-        index: pg_sys::Relation,
-        store: &RelationStore,
-        distances: &mut Vec<f32>,
-        found: &mut Vec<Candidate>,
-    ) -> Work {
+    unsafe fn read_list(&mut self, place: usize, at: &At<'_>) -> Work {
+        let ranked = self.lists[place];
         let mut work = Work {
             lists: 1,
             ..Work::default()
         };
-        let mut cursor = ListCursor::new(list.list, list.first);
+        let mut reading = ListReading {
+            opclass: self.opclass,
+            layout: self.layout,
+            comparison: self.comparison.as_mut(),
+            is_lossy: self.trained.coding.is_lossy(),
+            key: ranked.key,
+            square: (self.trained.lists.squares)
+                .get(ranked.list as usize)
+                .copied(),
+            place: place as u32,
+            least: if self.keeps_order {
+                self.last
+            } else {
+                f32::NEG_INFINITY
+            },
+            keys: &mut self.scratch.keys,
+        };
+        let found = &mut self.candidates;
+        let mut cursor = ListCursor::new(ranked.list, ranked.first);
         loop {
             check_for_interrupts!();
-            let mut scanned = Ok(());
+            let mut read = Ok(());
             let mut has_room = true;
-            let more = cursor.advance(store, self.layout, |page| {
-                work.entries += page.len() as u64;
-                distances.clear();
-                distances.resize(page.len(), 0.0);
-                if let Some(scanner) = &self.scanner {
-                    scanned = scanner.scan(page.codes(), page.len(), distances);
-                }
-                has_room = found.try_reserve(page.len()).is_ok();
-                if !has_room {
-                    return;
-                }
-                for (entry, &distance) in distances.iter().enumerate() {
-                    let key = self.opclass.key(distance);
-                    if self.keeps_order && key < self.last {
-                        work.left_out += 1;
-                        continue;
-                    }
-                    let tid = page.tid(entry);
-                    found.push(Candidate { key, tid });
+            let more = cursor.advance(at.store, self.layout, |page| {
+                has_room = found.reserve(page.len()).is_ok();
+                if has_room {
+                    read = reading.page(page, found, &mut work);
                 }
             });
             if !has_room {
-                raise_out_of_memory(2 * found.len() * size_of::<Candidate>());
+                raise_out_of_memory(2 * found.bytes());
             }
             // SAFETY: the caller's promise.
             unsafe {
-                scanned.or_raise(index);
-                if !more.or_raise(index) {
+                read.or_raise(at.index);
+                if !more.or_raise(at.index) {
                     return work;
                 }
             }

@@ -1,7 +1,8 @@
 //! `sight_index_stats`: what an index holds and how its lists are.
 
 use ivf_store::{
-    Extent, ListLayout, ListPage, Meta, PAGE_SIZE, PageStore, RECALL_ROWS, RecallCurve, Tid,
+    Block, Extent, ListLayout, ListPage, Meta, PAGE_SIZE, PageStore, Place, RECALL_ROWS,
+    RecallCurve, RowPage, Tid,
 };
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
@@ -27,23 +28,47 @@ struct Counts<'a> {
     /// Entries of rows that no transaction can see any more.
     dead: u64,
     list_pages: u64,
-    /// Bytes of list pages in which entries have room.
+    row_pages: u64,
+    /// Entries for which pages have room.
     free: u64,
-    /// The rows of the page that was seen last.
+    /// The page that was seen last: its list, its rows, its row pages and how many slots
+    /// of them are in use.
+    list: u32,
     tids: Vec<Tid>,
+    rows: Vec<(Block, usize)>,
 }
 
 impl Visitor for Counts<'_> {
     fn page(&mut self, list: u32, page: &ListPage<'_>) {
-        self.entries[list as usize] += page.len() as u64;
+        self.list = list;
         self.list_pages += 1;
-        let room = self.layout.capacity() - page.len();
-        self.free += (room * (self.layout.code_size() + self.layout.record_size())) as u64;
-        self.tids
-            .extend((0..page.len()).map(|entry| page.tid(entry)));
+        self.free += self.layout.capacity() as u64;
+        if self.layout.row_capacity() > 0 {
+            self.rows.extend(page.row_pages());
+            return;
+        }
+        let places = (0..page.len()).filter_map(|entry| page.place(entry));
+        self.tids.extend(places.filter_map(|place| match place {
+            Place::Tid(tid) => Some(tid),
+            Place::Row { .. } => None,
+        }));
     }
 
     fn unlocked(&mut self) {
+        let store = self.open.store();
+        self.row_pages += self.rows.len() as u64;
+        for (block, used) in self.rows.drain(..) {
+            // SAFETY: the index is open.
+            unsafe {
+                let bytes = store.read(block).or_raise(self.open.index);
+                let page = RowPage::parse(&bytes, block, self.layout, self.list);
+                let page = page.or_raise(self.open.index);
+                self.tids
+                    .extend((0..used).filter_map(|index| page.tid(index)));
+            }
+        }
+        self.entries[self.list as usize] += self.tids.len() as u64;
+        self.free -= self.tids.len() as u64;
         self.dead += count_dead(self.open, &mut self.tids);
     }
 }
@@ -52,12 +77,15 @@ impl<'a> Counts<'a> {
     fn of(open: &'a OpenIndex, meta: &Meta) -> Self {
         let mut counts = Self {
             open,
-            layout: meta.layout(),
+            layout: meta.layout,
             entries: vec![0; meta.lists as usize],
             dead: 0,
             list_pages: 0,
+            row_pages: 0,
             free: 0,
+            list: 0,
             tids: Vec::new(),
+            rows: Vec::new(),
         };
         visit_pages(open, meta, &mut counts);
         counts
@@ -108,10 +136,10 @@ fn count_dead(open: &OpenIndex, tids: &mut Vec<Tid>) -> u64 {
 #[pg_extern(sql = "
 CREATE FUNCTION sight_index_stats(
     index regclass,
-    OUT lists integer, OUT entries bigint, OUT dead bigint, OUT empty_lists integer,
+    OUT factory text, OUT lists integer, OUT entries bigint, OUT dead bigint, OUT empty_lists integer,
     OUT longest_list bigint, OUT imbalance double precision,
     OUT total_bytes bigint, OUT centroid_bytes bigint, OUT directory_bytes bigint,
-    OUT list_bytes bigint, OUT free_bytes bigint,
+    OUT state_bytes bigint, OUT list_bytes bigint, OUT row_bytes bigint, OUT free_entries bigint,
     OUT training_rows bigint, OUT trained_at timestamptz, OUT wants_reindex boolean,
     OUT target_recall double precision, OUT nprobe integer, OUT expected_recall double precision,
     OUT recall_curve jsonb
@@ -124,6 +152,7 @@ fn sight_index_stats(
 ) -> TableIterator<
     'static,
     (
+        name!(factory, String),
         name!(lists, i32),
         name!(entries, i64),
         name!(dead, i64),
@@ -133,8 +162,10 @@ fn sight_index_stats(
         name!(total_bytes, i64),
         name!(centroid_bytes, i64),
         name!(directory_bytes, i64),
+        name!(state_bytes, i64),
         name!(list_bytes, i64),
-        name!(free_bytes, i64),
+        name!(row_bytes, i64),
+        name!(free_entries, i64),
         name!(training_rows, i64),
         name!(trained_at, Option<TimestampWithTimeZone>),
         name!(wants_reindex, bool),
@@ -169,6 +200,7 @@ fn sight_index_stats(
         object
     });
     let row = (
+        meta.factory.clone(),
         meta.lists as i32,
         counts.total() as i64,
         counts.dead as i64,
@@ -182,7 +214,9 @@ fn sight_index_stats(
         pages(store.block_count().into()),
         extent(&meta.centroids),
         extent(&meta.directory),
+        extent(&meta.state),
         pages(counts.list_pages),
+        pages(counts.row_pages),
         counts.free as i64,
         meta.training_rows as i64,
         // The time of a single list says nothing.

@@ -23,7 +23,7 @@ pub(super) unsafe extern "C-unwind" fn ambulkdelete(
         let index = (*info).index;
         let store = RelationStore::open_with_strategy(index, (*info).strategy);
         let meta = Meta::read(&store).or_raise(index);
-        let layout = meta.layout();
+        let layout = meta.layout;
         let Some(callback) = callback else {
             return stats;
         };
@@ -43,7 +43,7 @@ pub(super) unsafe extern "C-unwind" fn ambulkdelete(
             live += page.live as f64;
             removed += page.removed as f64;
             if page.removed > 0 {
-                first_with_room.entry(page.list).or_insert(block);
+                first_with_room.entry(page.list).or_insert(page.page);
             }
         }
         for (list, block) in first_with_room {

@@ -12,6 +12,10 @@ pub(super) struct Work {
     pub lists: u64,
     /// Entries whose distance was computed.
     pub entries: u64,
+    /// Entries whose refine codes were read.
+    pub refined: u64,
+    /// Rows whose vectors were read from the table.
+    pub reranked: u64,
     /// Rows that were returned.
     pub rows: u64,
     /// Rows that were left out to keep the order: they were found when rows that are
@@ -23,6 +27,8 @@ impl std::ops::AddAssign for Work {
     fn add_assign(&mut self, other: Self) {
         self.lists += other.lists;
         self.entries += other.entries;
+        self.refined += other.refined;
+        self.reranked += other.reranked;
         self.rows += other.rows;
         self.left_out += other.left_out;
     }
@@ -59,12 +65,21 @@ fn sight_index_last_scan() -> TableIterator<
     (
         name!(lists_probed, i64),
         name!(entries_scanned, i64),
+        name!(entries_refined, i64),
+        name!(rows_reranked, i64),
         name!(rows_returned, i64),
         name!(rows_left_out, i64),
     ),
 > {
     let row = |work: Work| {
-        let counts = [work.lists, work.entries, work.rows, work.left_out];
+        let counts = [
+            work.lists,
+            work.entries,
+            work.refined,
+            work.reranked,
+            work.rows,
+            work.left_out,
+        ];
         counts.map(|count| count as i64).into()
     };
     TableIterator::new(LAST.get().map(row))

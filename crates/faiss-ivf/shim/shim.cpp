@@ -1,10 +1,7 @@
-#include "shim.h"
+#include "internal.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <exception>
 #include <memory>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
@@ -38,22 +35,6 @@ faiss::MetricType metric_type(int metric) {
 struct Stopped : std::runtime_error {
     Stopped() : std::runtime_error("computation interrupted") {}
 };
-
-/// Runs `work` and turns what it throws into a status and a message.
-template <typename Work>
-int guarded(char* message, size_t message_bytes, Work work) noexcept {
-    try {
-        work();
-        return FAISS_IVF_OK;
-    } catch (const std::bad_alloc&) {
-        return FAISS_IVF_OUT_OF_MEMORY;
-    } catch (const std::exception& e) {
-        std::snprintf(message, message_bytes, "%s", e.what());
-    } catch (...) {
-        std::snprintf(message, message_bytes, "unknown exception");
-    }
-    return FAISS_IVF_FAILED;
-}
 
 /// Where all distances of a point overflow, FAISS finds no nearest centroid and
 /// leaves the label as it was. Clustering::train counts by labels unchecked, and

@@ -19,7 +19,24 @@ enum FaissIvfMetric : int {
     FAISS_IVF_L2 = 1,
 };
 
+/// Of the encodings of faiss::ScalarQuantizer, those with a range per dimension
+/// and that of 16-bit floats.
+enum FaissIvfScalarKind : int {
+    FAISS_IVF_SCALAR_8_BITS = 0,
+    FAISS_IVF_SCALAR_4_BITS = 1,
+    FAISS_IVF_SCALAR_HALF = 2,
+};
+
 struct FaissIndex_H;
+
+/// A faiss::Quantizer: how vectors become short codes.
+struct FaissIvfQuantizer;
+
+/// One query with the decoder of a scalar quantizer.
+struct FaissIvfScalarScorer;
+
+/// A faiss::LinearTransform.
+struct FaissIvfTransform;
 
 extern "C" {
 
@@ -89,6 +106,180 @@ int faiss_ivf_nearest(
         size_t k,
         float* distances,
         int64_t* rows,
+        char* message,
+        size_t message_bytes);
+
+/// Writes the ranges of `n` >= 1 vectors, `dim` least values and `dim` widths, to
+/// `trained`.
+int faiss_ivf_scalar_train(
+        int kind,
+        size_t dim,
+        const float* vectors,
+        size_t n,
+        float* trained,
+        char* message,
+        size_t message_bytes);
+
+/// Makes a scalar quantizer of `n_trained` floats: as `faiss_ivf_scalar_train`
+/// wrote them, none for 16-bit floats. It is freed by `faiss_ivf_quantizer_free`.
+int faiss_ivf_scalar_quantizer_new(
+        int kind,
+        size_t dim,
+        const float* trained,
+        size_t n_trained,
+        FaissIvfQuantizer** quantizer,
+        char* message,
+        size_t message_bytes);
+
+/// Makes a product quantizer of `m` parts of `bits` <= 8 bits from its centroids
+/// `(m, 2^bits, dim / m)`. It is freed by `faiss_ivf_quantizer_free`.
+int faiss_ivf_product_quantizer_new(
+        size_t dim,
+        size_t m,
+        size_t bits,
+        const float* centroids,
+        FaissIvfQuantizer** quantizer,
+        char* message,
+        size_t message_bytes);
+
+void faiss_ivf_quantizer_free(FaissIvfQuantizer* quantizer);
+
+/// Points `trained` to what the quantizer was made of, which it owns.
+void faiss_ivf_quantizer_trained(
+        const FaissIvfQuantizer* quantizer,
+        const float** trained,
+        size_t* n_trained);
+
+/// Writes the codes of `n` vectors, one after the other, to `codes`.
+int faiss_ivf_quantizer_encode(
+        const FaissIvfQuantizer* quantizer,
+        const float* vectors,
+        size_t n,
+        uint8_t* codes,
+        char* message,
+        size_t message_bytes);
+
+/// Writes the vectors of `n` codes to `vectors`.
+int faiss_ivf_quantizer_decode(
+        const FaissIvfQuantizer* quantizer,
+        const uint8_t* codes,
+        size_t n,
+        float* vectors,
+        char* message,
+        size_t message_bytes);
+
+/// Prepares inner products of a query with codes of a scalar quantizer. Both must
+/// outlive the scorer, which is freed by `faiss_ivf_scalar_scorer_free`.
+int faiss_ivf_scalar_scorer_new(
+        const FaissIvfQuantizer* quantizer,
+        const float* query,
+        FaissIvfScalarScorer** scorer,
+        char* message,
+        size_t message_bytes);
+
+void faiss_ivf_scalar_scorer_free(FaissIvfScalarScorer* scorer);
+
+/// Writes the inner products with `n` codes of `code_size` bytes at any address
+/// to `out`, without an allocation.
+int faiss_ivf_scalar_scan(
+        const FaissIvfScalarScorer* scorer,
+        const uint8_t* codes,
+        size_t code_size,
+        size_t n,
+        float* out,
+        char* message,
+        size_t message_bytes);
+
+/// Writes the inner products of a query with the centroids of a product quantizer
+/// to `tables` `(m, 2^bits)`.
+int faiss_ivf_product_tables(
+        const FaissIvfQuantizer* quantizer,
+        const float* query,
+        float* tables,
+        char* message,
+        size_t message_bytes);
+
+/// Writes to `out` what `tables` `(m, 256)` sum up to for each of `n` codes of `m`
+/// bytes at any address, without an allocation.
+int faiss_ivf_product_scan(
+        size_t m,
+        const float* tables,
+        const uint8_t* codes,
+        size_t n,
+        float* out,
+        char* message,
+        size_t message_bytes);
+
+/// Sums what a look-up table `(n_tables, 16)` says of the 4-bit codes in `n`
+/// packed codes, and writes the sums modulo 2^16 to `sums`. `n` is a multiple of
+/// 32, `n_tables` is even, and all three addresses are multiples of 32.
+int faiss_ivf_fast_scan(
+        size_t n_tables,
+        const uint8_t* tables,
+        const uint8_t* codes,
+        size_t n,
+        uint16_t* sums,
+        char* message,
+        size_t message_bytes);
+
+/// Makes `y = A x + b` of `matrix` `(dim_out, dim_in)` and `bias` `(dim_out)`,
+/// which may be null for zeros. It is freed by `faiss_ivf_transform_free`.
+int faiss_ivf_transform_new(
+        size_t dim_in,
+        size_t dim_out,
+        const float* matrix,
+        const float* bias,
+        FaissIvfTransform** transform,
+        char* message,
+        size_t message_bytes);
+
+void faiss_ivf_transform_free(FaissIvfTransform* transform);
+
+/// Points `matrix` and `bias` to what the transform was made of, which it owns;
+/// `bias` to null when there is none.
+void faiss_ivf_transform_values(
+        const FaissIvfTransform* transform,
+        const float** matrix,
+        const float** bias);
+
+/// Writes what becomes of `n` vectors to `out`.
+int faiss_ivf_transform_apply(
+        const FaissIvfTransform* transform,
+        const float* vectors,
+        size_t n,
+        float* out,
+        char* message,
+        size_t message_bytes);
+
+/// Writes a random rotation of FAISS's own seed to `matrix` `(dim, dim)`.
+int faiss_ivf_random_rotation(
+        size_t dim,
+        float* matrix,
+        char* message,
+        size_t message_bytes);
+
+/// Writes the first `dim_out` principal components of `n` >= `dim` centred
+/// vectors, the largest first, to `matrix` `(dim_out, dim)`.
+int faiss_ivf_principal_components(
+        size_t dim,
+        size_t dim_out,
+        const float* vectors,
+        size_t n,
+        float* matrix,
+        char* message,
+        size_t message_bytes);
+
+/// Writes a rotation after which a product quantizer of `m` parts of 8 bits loses
+/// little of `n` >= 256 vectors to `matrix` `(dim_out, dim)`. `index` is a training
+/// index for L2 distances of `dim_out / m` dimensions.
+int faiss_ivf_optimized_rotation(
+        size_t dim,
+        size_t dim_out,
+        size_t m,
+        const float* vectors,
+        size_t n,
+        FaissIndex_H* index,
+        float* matrix,
         char* message,
         size_t message_bytes);
 }

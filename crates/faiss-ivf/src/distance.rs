@@ -5,9 +5,6 @@ use std::ffi::c_int;
 use crate::error::FaissError;
 use crate::{Metric, ffi, threads};
 
-/// Below this many multiplications a team costs more than it gains.
-const TEAM_WORK: usize = 1 << 26;
-
 impl Metric {
     pub(crate) fn code(self) -> c_int {
         match self {
@@ -78,12 +75,7 @@ pub fn assign(
             }
         })
     };
-    let team = threads::allowed();
-    if team > 1 && points.len().saturating_mul(clusters) >= TEAM_WORK {
-        threads::in_team(team, || run(lists), |_| ())?
-    } else {
-        threads::alone(|| run(lists))
-    }
+    threads::for_size(points.len().saturating_mul(clusters), || run(lists))
 }
 
 /// Computes the distances of one query `(dim)` to `n` contiguous vectors

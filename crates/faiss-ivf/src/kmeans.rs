@@ -1,21 +1,13 @@
 //! k-means by FAISS's `Clustering`, with interruption and progress.
 
-use std::ffi::{c_int, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
-
 use faiss::FlatIndex;
 use faiss::cluster::{Clustering, ClusteringParameters};
-use faiss::index::FromInnerPtr;
 
+use crate::Metric;
 use crate::distance::{check_finite, normalize, rows};
 use crate::distinct::distinct_rows;
 use crate::error::FaissError;
-use crate::{Metric, ffi, threads};
-
-/// How often the calling thread looks for an interrupt while a team works.
-const POLL_INTERVAL: Duration = Duration::from_millis(5);
+use crate::poll::{Poll, polled};
 
 /// What k-means shall do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,7 +108,7 @@ pub fn kmeans(
     options: &KMeans,
     dim: usize,
     points: &[f32],
-    interrupted: &(dyn Fn() -> bool + Sync),
+    interrupted: &dyn Fn() -> bool,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<f32>, FaissError> {
     options.validate(dim, points)?;
@@ -125,12 +117,9 @@ pub fn kmeans(
     if let Some(found) = distinct_rows(dim, points, options.clusters, interrupted)? {
         return repeat_points(options, dim, &found);
     }
-    let team = threads::allowed();
-    let centroids = if team == 1 {
-        train_alone(options, dim, points, interrupted, progress)?
-    } else {
-        train_in_team(team, options, dim, points, interrupted, progress)?
-    };
+    let centroids = polled(interrupted, progress, |poll| {
+        train(options, dim, points, poll)
+    })?;
     check_finite(&centroids, "centroids of these points")?;
     Ok(centroids)
 }
@@ -144,136 +133,19 @@ fn repeat_points(options: &KMeans, dim: usize, found: &[&[f32]]) -> Result<Vec<f
     Ok(centroids)
 }
 
-/// Trains on the calling thread. A panic of a closure is stopped at the border
-/// to C++, ends the training as an interrupt does, and goes on from here.
-fn train_alone(
-    options: &KMeans,
-    dim: usize,
-    points: &[f32],
-    interrupted: &dyn Fn() -> bool,
-    progress: &mut dyn FnMut(usize),
-) -> Result<Vec<f32>, FaissError> {
-    let mut told = 0;
-    let mut panic = None;
-    let mut poll = |finished: usize| {
-        let asked = catch_unwind(AssertUnwindSafe(|| {
-            if finished > told {
-                told = finished;
-                progress(finished);
-            }
-            interrupted()
-        }));
-        asked.unwrap_or_else(|payload| {
-            panic = Some(payload);
-            true
-        })
-    };
-    let result = threads::alone(|| train(options, dim, points, &mut poll));
-    match panic {
-        Some(payload) => resume_unwind(payload),
-        None => result,
-    }
-}
-
-/// Trains on a team while the calling thread serves the closures.
-fn train_in_team(
-    team: usize,
-    options: &KMeans,
-    dim: usize,
-    points: &[f32],
-    interrupted: &dyn Fn() -> bool,
-    progress: &mut dyn FnMut(usize),
-) -> Result<Vec<f32>, FaissError> {
-    let stop = AtomicBool::new(false);
-    let finished = AtomicUsize::new(0);
-    let work = || {
-        let mut poll = |iterations: usize| {
-            finished.store(iterations, Ordering::Relaxed);
-            stop.load(Ordering::Relaxed)
-        };
-        train(options, dim, points, &mut poll)
-    };
-    let wait = |is_done: &dyn Fn() -> bool| {
-        // Also when a closure panics, the team shall not go on to the end.
-        let _stop = StopWhenDropped(&stop);
-        let mut told = 0;
-        while !is_done() && !interrupted() {
-            std::thread::sleep(POLL_INTERVAL);
-            let now = finished.load(Ordering::Relaxed);
-            if now > told {
-                told = now;
-                progress(now);
-            }
-        }
-    };
-    threads::in_team(team, work, wait)?
-}
-
-struct StopWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for StopWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// A question for the caller of FAISS: true stops the training.
-struct Poll<'a> {
-    ask: &'a mut dyn FnMut(usize) -> bool,
-    stopped: bool,
-}
-
 /// Trains on this thread and the OpenMP team that it leads.
 fn train(
     options: &KMeans,
     dim: usize,
     points: &[f32],
-    ask: &mut dyn FnMut(usize) -> bool,
+    poll: &mut Poll,
 ) -> Result<Vec<f32>, FaissError> {
     let metric = if options.spherical {
         Metric::InnerProduct
     } else {
         Metric::L2
     };
-    let mut poll = Poll {
-        ask,
-        stopped: false,
-    };
-    let context: *mut Poll = &mut poll;
-    let trained = training_index(metric, dim, context.cast())
-        .and_then(|mut index| cluster(options, dim, points, &mut index));
-    // What FAISS reports after a stop is only how it left its loops.
-    if poll.stopped {
-        return Err(FaissError::Interrupted);
-    }
-    trained
-}
-
-/// An index for the centroids that searches in blocks and polls between them.
-fn training_index(
-    metric: Metric,
-    dim: usize,
-    context: *mut c_void,
-) -> Result<FlatIndex, FaissError> {
-    let mut index = std::ptr::null_mut();
-    FaissError::check(|message, message_bytes| {
-        // SAFETY: `index` is a local that receives the pointer, the message
-        // buffer is as long as told.
-        unsafe {
-            ffi::faiss_ivf_training_index_new(
-                metric.code(),
-                dim,
-                poll_trampoline,
-                context,
-                &mut index,
-                message,
-                message_bytes,
-            )
-        }
-    })?;
-    // SAFETY: the shim has made a new object of a subclass of IndexFlat, which
-    // nobody else owns.
-    Ok(unsafe { FlatIndex::from_inner_ptr(index) })
+    poll.with_index(metric, dim, |index| cluster(options, dim, points, index))
 }
 
 fn cluster(
@@ -299,14 +171,4 @@ fn cluster(
         centroids.extend_from_slice(centroid);
     }
     Ok(centroids)
-}
-
-/// Called by the shim on the thread that trains.
-unsafe extern "C" fn poll_trampoline(context: *mut c_void, iterations: usize) -> c_int {
-    // SAFETY: `train` passes a pointer to its `Poll`, which outlives the index
-    // that holds the pointer and is not used elsewhere meanwhile.
-    let poll = unsafe { &mut *context.cast::<Poll>() };
-    // `ask` does not unwind: see `train_alone`; that of a team only uses atomics.
-    poll.stopped = poll.stopped || (poll.ask)(iterations);
-    c_int::from(poll.stopped)
 }

@@ -3,8 +3,8 @@
 //! This crate knows vectors, centroids and codes in memory, nothing of pages or
 //! of PostgreSQL. Everything checks its arguments before FAISS sees them (FAISS
 //! aborts on some mistakes), turns C++ exceptions into [`FaissError`] and never
-//! calls back into the caller from under C++ frames, except for the two closures
-//! of [`kmeans`].
+//! calls back into the caller from under C++ frames, except for closures that
+//! training asks.
 //!
 //! Call [`init`] once in every process before anything else.
 //!
@@ -13,20 +13,39 @@
 //! product of normalised vectors; [`normalize`] prepares them.
 
 mod codec;
+mod coded_query;
+mod coder;
+mod coding;
 mod cpu;
 mod distance;
 mod distinct;
 mod error;
+mod factory;
+mod fast_scan;
 mod ffi;
 mod kmeans;
+mod packed;
+mod poll;
+mod product;
+mod quantizer;
+mod scale;
+mod scorer;
+mod signs;
 mod threads;
+mod transform;
 
 pub use codec::{CodeScanner, Codec, extend_from_halves};
+pub use coded_query::{CodeFactors, CodedQuery, Estimate, ListQuery};
+pub use coding::{Coding, EntrySizes, squared};
 pub use cpu::{UnsupportedCpu, init};
 pub use distance::{assign, distances, nearest, normalize};
 pub use error::FaissError;
+pub use factory::{Code, Factory, FactoryError};
 pub use kmeans::{KMeans, kmeans};
+pub use quantizer::{Quantizer, QuantizerKind};
+pub use scorer::Scorer;
 pub use threads::set_threads;
+pub use transform::{Transform, TransformKind};
 
 /// How two vectors are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,14 +8,17 @@ use crate::ffi;
 /// A team larger than this gains nothing and could exhaust the process limit.
 const MAX_THREADS: usize = 256;
 
+/// Below this many multiplications a team costs more than it gains.
+const TEAM_WORK: usize = 1 << 26;
+
 /// BLAS kernels keep blocks on the stack.
 const STACK_BYTES: usize = 8 << 20;
 
 static THREADS: AtomicUsize = AtomicUsize::new(1);
 
-/// Sets how many threads [`kmeans`](crate::kmeans) and [`assign`](crate::assign)
-/// may use from now on, at least 1, at most 256. Distances and scans of codes
-/// always run on the calling thread alone.
+/// Sets how many threads [`kmeans`](crate::kmeans), [`assign`](crate::assign), and
+/// what trains, encodes or transforms many vectors may use from now on, at least 1,
+/// at most 256. Distances and scans of codes always run on the calling thread alone.
 ///
 /// With one thread everything runs on the calling thread and no other is
 /// started. With more, a call starts its own team with all signals blocked, so
@@ -34,6 +37,20 @@ pub(crate) fn allowed() -> usize {
 pub(crate) fn alone<T>(work: impl FnOnce() -> T) -> T {
     let _team = Team::of(1);
     work()
+}
+
+/// Runs `work`, which cannot be interrupted, on a team when about `size`
+/// multiplications are worth one.
+pub(crate) fn for_size<T: Send>(
+    size: usize,
+    work: impl FnOnce() -> Result<T, FaissError> + Send,
+) -> Result<T, FaissError> {
+    let team = allowed();
+    if team > 1 && size >= TEAM_WORK {
+        in_team(team, work, |_| ())?
+    } else {
+        alone(work)
+    }
 }
 
 /// Runs `work` on a thread of its own with an OpenMP team of `threads`, and

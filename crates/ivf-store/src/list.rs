@@ -1,117 +1,34 @@
-//! Inverted lists: chains of pages that hold codes and, for each code, a
-//! record with the row it belongs to.
+//! Inverted lists: chains of pages that hold the entries of one list.
 //!
-//! Codes lie one behind another from [`DATA_START`] upwards, so that a kernel
-//! scans all of them in one call; records grow down from the special area, so
-//! that record `i` belongs to code `i` and no data lies in the page's hole.
+//! `layout` says where the parts of an entry lie. An entry has a slot, which it keeps
+//! for as long as it lives: a scan that has read a code may come back for the row. A
+//! slot whose row pointer is 0 is free.
 
-use crate::directory::{list_entry, move_insert_block};
 use crate::error::StoreError;
-use crate::meta::{Distance, Element, Meta};
+use crate::layout::{BLOCK_CODES, FACTORS, ListLayout, pack};
+use crate::meta::META_BLOCK;
 use crate::page::{
-    self, Block, DATA_START, NO_BLOCK, PageBytes, PageInfo, PageKind, SPECIAL_START, get_u64,
-    put_u64,
+    self, Block, DATA_START, NO_BLOCK, PageBytes, PageInfo, PageKind, get_u64, put_u32, put_u64,
 };
-use crate::store::{PageChange, PageStore};
+use crate::store::PageStore;
+use crate::tid::Tid;
 
-const RECORD_SIZE: usize = 8;
-const TID_BITS: u32 = 48;
 /// A list may have this many pages before its length is compared with the
 /// number of pages that exist, which costs a system call.
 const UNCHECKED_PAGES: u32 = 1024;
 
-/// Which row an entry belongs to: heap block and line pointer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Tid(u64);
-
-impl Tid {
-    /// The row at line pointer `offset` of heap block `block`.
-    #[must_use]
-    pub fn new(block: u32, offset: u16) -> Self {
-        Self(u64::from(block) << 16 | u64::from(offset))
-    }
-
-    /// Heap block.
-    #[must_use]
-    pub fn block(self) -> u32 {
-        (self.0 >> 16) as u32
-    }
-
-    /// Line pointer within the heap block, from 1.
-    #[must_use]
-    pub fn offset(self) -> u16 {
-        self.0 as u16
-    }
-}
-
-/// Sizes of what one entry takes, in bytes.
+/// Where the row of an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ListLayout {
-    code_size: usize,
-}
-
-impl ListLayout {
-    /// Entries whose code is the vector itself. For the cosine of 16-bit floats the
-    /// reciprocal of its length follows, a 32-bit float.
-    ///
-    /// # Errors
-    /// `None` if a page has no room for an entry.
-    #[must_use]
-    pub fn flat(dimensions: u32, element: Element, distance: Distance) -> Option<Self> {
-        let norm = match (element, distance) {
-            (Element::Float16, Distance::Cosine) => size_of::<f32>(),
-            _ => 0,
-        };
-        let room = SPECIAL_START - DATA_START - RECORD_SIZE - norm;
-        let fits = dimensions > 0 && dimensions as usize <= room / element.size();
-        fits.then(|| Self {
-            code_size: dimensions as usize * element.size() + norm,
-        })
-    }
-
-    /// Size of a code.
-    #[must_use]
-    pub fn code_size(self) -> usize {
-        self.code_size
-    }
-
-    /// Size of a record.
-    #[must_use]
-    pub fn record_size(self) -> usize {
-        RECORD_SIZE
-    }
-
-    /// How many entries a page holds.
-    #[must_use]
-    pub fn capacity(self) -> usize {
-        (SPECIAL_START - DATA_START) / (self.code_size + RECORD_SIZE)
-    }
-
-    fn code_at(self, index: usize) -> usize {
-        DATA_START + index * self.code_size
-    }
-
-    fn record_at(self, index: usize) -> usize {
-        SPECIAL_START - (index + 1) * RECORD_SIZE
-    }
-
-    fn set_count(self, page: &mut PageBytes, count: usize) {
-        page::set_count(page, count);
-        page::set_bounds(
-            page,
-            self.code_at(count),
-            SPECIAL_START - count * RECORD_SIZE,
-        );
-    }
-
-    /// Puts an entry behind the `count` entries of a page that has room.
-    pub(crate) fn push(self, page: &mut PageBytes, count: usize, tid: Tid, code: &[u8]) {
-        debug_assert!(count < self.capacity());
-        let at = self.code_at(count);
-        page[at..at + self.code_size].copy_from_slice(code);
-        put_u64(&mut page[..], self.record_at(count), tid.0);
-        self.set_count(page, count + 1);
-    }
+pub enum Place {
+    /// The row pointer lies with the code.
+    Tid(Tid),
+    /// It lies in a row page.
+    Row {
+        /// The row page.
+        block: Block,
+        /// Place in the row page.
+        index: usize,
+    },
 }
 
 /// A page of an inverted list.
@@ -123,24 +40,26 @@ pub struct ListPage<'a> {
 }
 
 impl<'a> ListPage<'a> {
-    fn parse(bytes: &'a PageBytes, block: Block, layout: ListLayout) -> Result<Self, StoreError> {
+    pub(crate) fn parse(
+        bytes: &'a PageBytes,
+        block: Block,
+        layout: ListLayout,
+    ) -> Result<Self, StoreError> {
         let info = page::check(bytes, block, PageKind::List)?;
-        let records = SPECIAL_START - info.count.min(layout.capacity()) * RECORD_SIZE;
-        if info.count > layout.capacity()
-            || info.lower != layout.code_at(info.count)
-            || info.upper != records
-        {
-            let reason = format!("{} entries do not match the bounds of the page", info.count);
+        if info.count > layout.capacity() || info.free > info.count {
+            let reason = format!("{} entries of which {} are free", info.count, info.free);
             return Err(StoreError::corrupted(block, reason));
         }
-        Ok(Self {
+        let page = Self {
             bytes,
             layout,
             info,
-        })
+        };
+        page.check_row_pages(block)?;
+        Ok(page)
     }
 
-    fn parse_of(
+    pub(crate) fn parse_of(
         bytes: &'a PageBytes,
         block: Block,
         layout: ListLayout,
@@ -154,7 +73,30 @@ impl<'a> ListPage<'a> {
         Ok(page)
     }
 
-    /// Number of entries.
+    /// Checks that row pages have names as far as entries have rows, and none that would
+    /// lock a page twice.
+    fn check_row_pages(&self, block: Block) -> Result<(), StoreError> {
+        let used = self.row_pages().len();
+        for index in 0..self.layout.row_pages() {
+            let rows = self.layout.row_page(self.bytes, index);
+            let is_possible = if index < used {
+                ![NO_BLOCK, META_BLOCK, block].contains(&rows)
+            } else {
+                rows == NO_BLOCK
+            };
+            if !is_possible {
+                let reason = format!("row page {index} of {used} is block {rows}");
+                return Err(StoreError::corrupted(block, reason));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn info(&self) -> PageInfo {
+        self.info
+    }
+
+    /// Number of slots in use, some of which may be free again.
     #[must_use]
     pub fn len(&self) -> usize {
         self.info.count
@@ -166,17 +108,140 @@ impl<'a> ListPage<'a> {
         self.info.count == 0
     }
 
-    /// All codes, one behind another; begins at a multiple of 32 bytes within the page.
+    /// How many of these slots are free.
     #[must_use]
-    pub fn codes(&self) -> &'a [u8] {
-        &self.bytes[DATA_START..self.layout.code_at(self.info.count)]
+    pub fn free(&self) -> usize {
+        self.info.free
     }
 
-    /// The row of entry `index`.
+    /// The codes of all slots in use, one behind another or in whole blocks; begins at a
+    /// multiple of 32 bytes within the page.
     #[must_use]
-    pub fn tid(&self, index: usize) -> Tid {
-        let record = get_u64(self.bytes, self.layout.record_at(index));
-        Tid(record & ((1 << TID_BITS) - 1))
+    pub fn codes(&self) -> &'a [u8] {
+        let len = self.layout.codes_len(self.info.count);
+        &self.bytes[DATA_START..DATA_START + len]
+    }
+
+    /// The 32-bit floats of one of the factors of a lossy code, for all slots in use.
+    ///
+    /// # Panics
+    /// If there is no such factor.
+    #[must_use]
+    pub fn factor(&self, factor: usize) -> &'a [u8] {
+        assert!(self.layout.codes().is_lossy && factor < FACTORS);
+        let at = self.layout.factor_at(factor);
+        &self.bytes[at..at + self.info.count * size_of::<f32>()]
+    }
+
+    /// Where the row of slot `index`, one of those in use, is. `None` if the slot is known
+    /// to be free; where there are row pages, only the row page knows.
+    ///
+    /// # Panics
+    /// If the slot is not in use.
+    #[must_use]
+    pub fn place(&self, index: usize) -> Option<Place> {
+        assert!(index < self.info.count);
+        match self.layout.row_capacity() {
+            0 => {
+                let bits = get_u64(self.bytes, self.layout.tid_at(index));
+                Tid::from_bits(bits).map(Place::Tid)
+            }
+            capacity => Some(Place::Row {
+                block: self.layout.row_page(self.bytes, index / capacity),
+                index: index % capacity,
+            }),
+        }
+    }
+
+    /// The row pages, each with how many of its slots are in use.
+    pub fn row_pages(&self) -> impl ExactSizeIterator<Item = (Block, usize)> + use<'a> {
+        let (page, capacity) = (*self, self.layout.row_capacity());
+        let pages = match capacity {
+            0 => 0,
+            capacity => page.info.count.div_ceil(capacity),
+        };
+        (0..pages).map(move |index| {
+            let used = page.info.count - index * capacity;
+            let block = page.layout.row_page(page.bytes, index);
+            (block, used.min(capacity))
+        })
+    }
+}
+
+/// Makes `page` a page of `list` without entries.
+pub(crate) fn init_list_page(page: &mut PageBytes, layout: ListLayout, list: u32) {
+    page::init(page, PageKind::List, list);
+    page::close_hole(page);
+    for index in 0..layout.row_pages() {
+        put_u32(page, layout.row_page_at(index), NO_BLOCK);
+    }
+}
+
+/// Puts code and factors of an entry, and its row pointer if there are no row pages,
+/// into a slot.
+pub(crate) fn put_entry(
+    page: &mut PageBytes,
+    layout: ListLayout,
+    slot: usize,
+    tid: Tid,
+    record: &[u8],
+) {
+    let [code, factors, ..] = layout.split(record);
+    if layout.codes().is_packed {
+        let size = layout.block_size();
+        let at = DATA_START + slot / BLOCK_CODES * size;
+        pack(&mut page[at..at + size], slot % BLOCK_CODES, code);
+    } else {
+        let at = DATA_START + slot * code.len();
+        page[at..at + code.len()].copy_from_slice(code);
+    }
+    for (factor, number) in factors.chunks_exact(size_of::<f32>()).enumerate() {
+        let at = layout.factor_at(factor) + slot * number.len();
+        page[at..at + number.len()].copy_from_slice(number);
+    }
+    if layout.row_capacity() == 0 {
+        put_u64(page, layout.tid_at(slot), tid.to_bits());
+    }
+}
+
+pub(crate) fn set_row_page(page: &mut PageBytes, layout: ListLayout, index: usize, block: Block) {
+    put_u32(page, layout.row_page_at(index), block);
+}
+
+/// Counts the pages of a chain, to notice one that runs in a circle.
+#[derive(Debug)]
+pub(crate) struct PageCounter {
+    visited: u32,
+    limit: u32,
+}
+
+impl PageCounter {
+    pub(crate) fn new() -> Self {
+        Self {
+            visited: 0,
+            limit: UNCHECKED_PAGES,
+        }
+    }
+
+    /// Counts `block`.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the chain has more pages than the store.
+    pub(crate) fn count<S: PageStore>(
+        &mut self,
+        store: &S,
+        block: Block,
+    ) -> Result<(), StoreError> {
+        self.visited += 1;
+        if self.visited <= self.limit {
+            return Ok(());
+        }
+        self.limit = store.block_count();
+        if self.visited > self.limit {
+            let reason = "the pages of a list run in a circle";
+            return Err(StoreError::corrupted(block, reason));
+        }
+        Ok(())
     }
 }
 
@@ -185,8 +250,7 @@ impl<'a> ListPage<'a> {
 pub struct ListCursor {
     list: u32,
     next: Block,
-    visited: u32,
-    limit: u32,
+    counter: PageCounter,
 }
 
 impl ListCursor {
@@ -196,8 +260,7 @@ impl ListCursor {
         Self {
             list,
             next: first,
-            visited: 0,
-            limit: UNCHECKED_PAGES,
+            counter: PageCounter::new(),
         }
     }
 
@@ -220,141 +283,7 @@ impl ListCursor {
         let page = ListPage::parse_of(&page, block, layout, self.list)?;
         visit(&page);
         self.next = page.info.next;
-        count_page(store, block, &mut self.visited, &mut self.limit)?;
+        self.counter.count(store, block)?;
         Ok(true)
     }
-}
-
-fn count_page<S: PageStore>(
-    store: &S,
-    block: Block,
-    visited: &mut u32,
-    limit: &mut u32,
-) -> Result<(), StoreError> {
-    *visited += 1;
-    if *visited <= *limit {
-        return Ok(());
-    }
-    *limit = store.block_count();
-    if *visited > *limit {
-        return Err(StoreError::corrupted(
-            block,
-            "the pages of a list run in a circle",
-        ));
-    }
-    *limit = (*limit).max(UNCHECKED_PAGES);
-    Ok(())
-}
-
-/// Adds an entry to `list`: to the first page with room from its insert page
-/// on, else to a new page at its end. `code` must have the size of the layout.
-///
-/// # Errors
-/// [`StoreError`] if a page on the way is damaged.
-pub fn insert<S: PageStore>(
-    store: &S,
-    meta: &Meta,
-    list: u32,
-    tid: Tid,
-    code: &[u8],
-) -> Result<(), StoreError> {
-    let layout = meta.layout();
-    let hint = list_entry(store, &meta.directory, list)?.insert;
-    let (mut visited, mut limit) = (0, UNCHECKED_PAGES);
-    let mut block = hint;
-    let filled = loop {
-        let mut change = store.change();
-        let slot = change.lock(block)?;
-        let info = ListPage::parse_of(change.page(slot), block, layout, list)?.info;
-        if info.count < layout.capacity() {
-            layout.push(change.page_mut(slot), info.count, tid, code);
-            change.commit();
-            break block;
-        }
-        if info.next == NO_BLOCK {
-            let (added, new) = change.extend()?;
-            page::init(change.page_mut(new), PageKind::List, list);
-            layout.push(change.page_mut(new), 0, tid, code);
-            page::set_next(change.page_mut(slot), added);
-            change.commit();
-            break added;
-        }
-        drop(change);
-        count_page(store, block, &mut visited, &mut limit)?;
-        block = info.next;
-    };
-    if filled != hint {
-        move_insert_block(store, &meta.directory, list, filled)?;
-    }
-    Ok(())
-}
-
-/// What [`vacuum_page`] found in a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Vacuumed {
-    /// The list that the page belongs to.
-    pub list: u32,
-    /// Entries that remain.
-    pub live: usize,
-    /// Entries that were removed.
-    pub removed: usize,
-}
-
-/// Removes the entries of dead rows from a page and fills the gaps.
-///
-/// Entries never leave their page, and a scan reads a page whole under one
-/// share lock; so no scan misses an entry or sees one twice. Returns `None`
-/// for pages that are no list pages.
-///
-/// # Errors
-/// [`StoreError`] if the page is damaged.
-pub fn vacuum_page<S: PageStore>(
-    store: &S,
-    layout: ListLayout,
-    block: Block,
-    mut is_dead: impl FnMut(Tid) -> bool,
-) -> Result<Option<Vacuumed>, StoreError> {
-    let bytes = store.read(block)?;
-    if page::is_new(&bytes) || page::kind_of(&bytes, block)? != PageKind::List {
-        return Ok(None);
-    }
-    let page = ListPage::parse(&bytes, block, layout)?;
-    let found = Vacuumed {
-        list: page.info.owner,
-        live: page.len(),
-        removed: 0,
-    };
-    if !(0..page.len()).any(|index| is_dead(page.tid(index))) {
-        return Ok(Some(found));
-    }
-    drop(bytes);
-
-    let mut change = store.change();
-    let slot = change.lock(block)?;
-    let page = ListPage::parse_of(change.page(slot), block, layout, found.list)?;
-    let keep: Vec<usize> = (0..page.len())
-        .filter(|&index| !is_dead(page.tid(index)))
-        .collect();
-    let removed = page.len() - keep.len();
-    compact(change.page_mut(slot), layout, &keep);
-    change.commit();
-    Ok(Some(Vacuumed {
-        live: keep.len(),
-        removed,
-        ..found
-    }))
-}
-
-/// Keeps these entries, in ascending order, and moves those from the end of the
-/// page into the gaps: whatever stays where it is need not be logged.
-fn compact(page: &mut PageBytes, layout: ListLayout, keep: &[usize]) {
-    let live = keep.len();
-    let gaps = (0..live).filter(|index| keep.binary_search(index).is_err());
-    for (to, &from) in gaps.zip(keep.iter().rev()) {
-        let code = layout.code_at(from);
-        page.copy_within(code..code + layout.code_size, layout.code_at(to));
-        let record = layout.record_at(from);
-        page.copy_within(record..record + RECORD_SIZE, layout.record_at(to));
-    }
-    layout.set_count(page, live);
 }

@@ -1,5 +1,5 @@
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 
 use crate::error::StoreError;
@@ -8,13 +8,15 @@ use crate::store::{MAX_CHANGED_PAGES, PageChange, PageStore};
 
 /// A page store in memory, for tests.
 ///
-/// It is as strict as PostgreSQL is: a page that is locked twice panics
-/// instead of waiting for ever, and a commit zeroes what lies in the hole of a
+/// It is as strict as PostgreSQL is: a page that is locked twice, or locked while it is
+/// read, panics instead of waiting for ever, and a commit zeroes what lies in the hole of a
 /// page, as replaying a generic WAL record does.
 #[derive(Default)]
 pub struct MemoryStore {
     pages: RefCell<Vec<Box<PageBytes>>>,
     locked: RefCell<BTreeSet<Block>>,
+    /// The pages that are read, and how many times.
+    shared: RefCell<BTreeMap<Block, usize>>,
     history: RefCell<Vec<Vec<Box<PageBytes>>>>,
     keeps_history: Cell<bool>,
 }
@@ -46,6 +48,12 @@ impl MemoryStore {
         self.history.take()
     }
 
+    fn copy(&self, block: Block) -> Result<Box<PageBytes>, StoreError> {
+        let pages = self.pages.borrow();
+        let page = pages.get(block as usize).cloned();
+        page.ok_or_else(|| StoreError::corrupted(block, "no such block"))
+    }
+
     /// Overwrites bytes of a page behind the back of the algorithms.
     ///
     /// # Panics
@@ -55,14 +63,26 @@ impl MemoryStore {
     }
 }
 
-/// A copy of a page of a [`MemoryStore`].
-pub struct MemoryPage(Box<PageBytes>);
+/// A page of a [`MemoryStore`] that is read.
+pub struct MemoryPage<'a> {
+    store: &'a MemoryStore,
+    block: Block,
+    bytes: Box<PageBytes>,
+}
 
-impl Deref for MemoryPage {
+impl Deref for MemoryPage<'_> {
     type Target = PageBytes;
 
     fn deref(&self) -> &PageBytes {
-        &self.0
+        &self.bytes
+    }
+}
+
+impl Drop for MemoryPage<'_> {
+    fn drop(&mut self) {
+        if let Some(readers) = self.store.shared.borrow_mut().get_mut(&self.block) {
+            *readers -= 1;
+        }
     }
 }
 
@@ -73,23 +93,25 @@ pub struct MemoryChange<'a> {
 }
 
 impl PageStore for MemoryStore {
-    type Page<'a> = MemoryPage;
+    type Page<'a> = MemoryPage<'a>;
     type Change<'a> = MemoryChange<'a>;
 
     fn block_count(&self) -> Block {
         self.pages.borrow().len() as Block
     }
 
-    fn read(&self, block: Block) -> Result<MemoryPage, StoreError> {
+    fn read(&self, block: Block) -> Result<MemoryPage<'_>, StoreError> {
         assert!(
             !self.locked.borrow().contains(&block),
             "block {block} is read by the holder of its exclusive lock"
         );
-        self.pages
-            .borrow()
-            .get(block as usize)
-            .map(|page| MemoryPage(page.clone()))
-            .ok_or_else(|| StoreError::corrupted(block, "no such block"))
+        let bytes = self.copy(block)?;
+        *self.shared.borrow_mut().entry(block).or_default() += 1;
+        Ok(MemoryPage {
+            store: self,
+            block,
+            bytes,
+        })
     }
 
     fn change(&self) -> MemoryChange<'_> {
@@ -117,8 +139,13 @@ impl MemoryChange<'_> {
 
 impl PageChange for MemoryChange<'_> {
     fn lock(&mut self, block: Block) -> Result<usize, StoreError> {
-        let page = self.store.read(block)?;
-        Ok(self.add(block, page.0))
+        let readers = self.store.shared.borrow().get(&block).copied();
+        assert!(
+            readers.is_none_or(|readers| readers == 0),
+            "block {block} is locked by its reader"
+        );
+        let page = self.store.copy(block)?;
+        Ok(self.add(block, page))
     }
 
     fn extend(&mut self) -> Result<(Block, usize), StoreError> {

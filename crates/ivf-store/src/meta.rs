@@ -3,25 +3,26 @@
 use crate::directory::directory_len;
 use crate::error::StoreError;
 use crate::extent::{EXTENT_PAGE_BYTES, Extent};
-use crate::list::ListLayout;
+use crate::layout::{Codes, ListLayout, RefineCodes};
 use crate::page::{
-    self, Block, DATA_START, PAGE_SIZE, PageBytes, PageKind, SPECIAL_START, get_u16, get_u32,
-    get_u64, put_u16, put_u32, put_u64,
+    self, Block, DATA_START, PAGE_SIZE, PageBytes, PageKind, SPECIAL_START, get_u32, get_u64,
+    put_u32, put_u64,
 };
 use crate::store::{PageChange, PageStore};
 
 /// The block of the meta page.
 pub const META_BLOCK: Block = 0;
 
-const META_SIZE: usize = 160;
+/// The longest factory string that the meta page has room for.
+pub const MAX_FACTORY_LEN: usize = 128;
+
 const DIMENSIONS: usize = DATA_START;
 const DISTANCE: usize = DATA_START + 4;
 const ELEMENT: usize = DATA_START + 5;
-const CODEC: usize = DATA_START + 6;
-const REFINE_CODEC: usize = DATA_START + 7;
+const CODE_FLAGS: usize = DATA_START + 6;
+const FACTORY_LEN: usize = DATA_START + 7;
 const CODE_SIZE: usize = DATA_START + 8;
-const RECORD_SIZE: usize = DATA_START + 12;
-const FILTER_COLUMNS: usize = DATA_START + 14;
+const REFINE_SIZE: usize = DATA_START + 12;
 const LISTS: usize = DATA_START + 16;
 const GENERATION: usize = DATA_START + 20;
 const STAMP: usize = DATA_START + 24;
@@ -29,17 +30,21 @@ const TRAINING_ROWS: usize = DATA_START + 32;
 const TRAINED_AT: usize = DATA_START + 40;
 const CENTROIDS: usize = DATA_START + 48;
 const DIRECTORY: usize = DATA_START + 64;
-const RECALL: usize = DATA_START + 112;
-/// Codec state, refine state, filter columns: none of them is written by this version.
-const RESERVED_EXTENTS: [usize; 3] = [DATA_START + 80, DATA_START + 96, DATA_START + 128];
+const STATE: usize = DATA_START + 80;
+const RECALL: usize = DATA_START + 96;
+const CODE_DIMENSIONS: usize = DATA_START + 112;
+const FACTORY: usize = DATA_START + 128;
+const META_SIZE: usize = 128 + MAX_FACTORY_LEN;
 
 const _: () = {
     assert!(DATA_START + META_SIZE <= SPECIAL_START);
-    assert!(RESERVED_EXTENTS[2] + 16 + 16 == DATA_START + META_SIZE);
+    assert!(MAX_FACTORY_LEN <= u8::MAX as usize);
 };
 
-const CODEC_FLAT: u8 = 0;
-const REFINE_NONE: u8 = 0;
+const IS_PACKED: u8 = 1;
+const IS_LOSSY: u8 = 2;
+const HAS_REFINE: u8 = 4;
+const REFINE_IS_LOSSY: u8 = 8;
 
 /// By what an index orders its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +58,7 @@ pub enum Distance {
     Cosine = 3,
 }
 
-/// The number format of the flat codes.
+/// The number format of the indexed vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Element {
@@ -81,8 +86,14 @@ pub struct Meta {
     pub dimensions: u32,
     /// What the index orders by.
     pub distance: Distance,
-    /// Number format of the codes.
+    /// Number format of the vectors.
     pub element: Element,
+    /// FAISS's factory string of the index, without the number of lists.
+    pub factory: String,
+    /// Dimensions of centroids and codes.
+    pub code_dimensions: u32,
+    /// How the entries of the lists are laid out.
+    pub layout: ListLayout,
     /// Number of inverted lists.
     pub lists: u32,
     /// Counts trainings: 1 for the first.
@@ -94,39 +105,35 @@ pub struct Meta {
     /// When the lists were learnt, in microseconds since 2000-01-01 UTC (PostgreSQL's
     /// `timestamptz`).
     pub trained_at: i64,
-    /// `lists` x `dimensions` floats, or [`Extent::NONE`] if there is only one list.
+    /// `lists` x `code_dimensions` floats, or [`Extent::NONE`] if there is only one list.
     pub centroids: Extent,
     /// The list directory.
     pub directory: Extent,
+    /// What transforms and codes have learned, or [`Extent::NONE`] if nothing.
+    pub state: Extent,
     /// The recall curve, or [`Extent::NONE`] if there is only one list.
     pub recall: Extent,
 }
 
 impl Meta {
-    /// How the entries of the lists are laid out.
-    #[must_use]
-    pub fn layout(&self) -> ListLayout {
-        ListLayout::flat(self.dimensions, self.element, self.distance)
-            .expect("it was checked when the meta page was read or the index built")
-    }
-
     /// The meta page.
+    ///
+    /// # Panics
+    /// If the factory string is longer than [`MAX_FACTORY_LEN`].
     #[must_use]
     pub fn to_page(&self) -> Box<PageBytes> {
+        assert!(self.factory.len() <= MAX_FACTORY_LEN);
         let mut page = Box::new([0; PAGE_SIZE]);
         page::init(&mut page, PageKind::Meta, 0);
         page::set_bounds(&mut page, DATA_START + META_SIZE, SPECIAL_START);
         put_u32(&mut page[..], DIMENSIONS, self.dimensions);
         page[DISTANCE] = self.distance as u8;
         page[ELEMENT] = self.element as u8;
-        page[CODEC] = CODEC_FLAT;
-        page[REFINE_CODEC] = REFINE_NONE;
-        put_u32(&mut page[..], CODE_SIZE, self.layout().code_size() as u32);
-        put_u16(
-            &mut page[..],
-            RECORD_SIZE,
-            self.layout().record_size() as u16,
-        );
+        put_codes(&mut page, self.layout.codes());
+        let factory = self.factory.as_bytes();
+        page[FACTORY_LEN] = factory.len() as u8;
+        page[FACTORY..FACTORY + factory.len()].copy_from_slice(factory);
+        put_u32(&mut page[..], CODE_DIMENSIONS, self.code_dimensions);
         put_u32(&mut page[..], LISTS, self.lists);
         put_u32(&mut page[..], GENERATION, self.generation);
         put_u64(&mut page[..], STAMP, self.stamp);
@@ -134,10 +141,8 @@ impl Meta {
         put_extent(&mut page, CENTROIDS, &self.centroids);
         put_extent(&mut page, DIRECTORY, &self.directory);
         put_u64(&mut page[..], TRAINED_AT, self.trained_at as u64);
+        put_extent(&mut page, STATE, &self.state);
         put_extent(&mut page, RECALL, &self.recall);
-        for at in RESERVED_EXTENTS {
-            put_extent(&mut page, at, &Extent::NONE);
-        }
         page
     }
 
@@ -183,10 +188,14 @@ impl Meta {
             2 => Element::Float16,
             _ => return Err(damaged("its element type")),
         };
+        let layout = get_codes(page).and_then(ListLayout::new);
         let meta = Self {
             dimensions: get_u32(page, DIMENSIONS),
             distance,
             element,
+            factory: get_factory(page).ok_or_else(|| damaged("its factory string"))?,
+            code_dimensions: get_u32(page, CODE_DIMENSIONS),
+            layout: layout.ok_or_else(|| damaged("its codes"))?,
             lists: get_u32(page, LISTS),
             generation: get_u32(page, GENERATION),
             stamp: get_u64(page, STAMP),
@@ -194,24 +203,19 @@ impl Meta {
             centroids: get_extent(page, CENTROIDS)?,
             directory: get_extent(page, DIRECTORY)?,
             trained_at: get_u64(page, TRAINED_AT) as i64,
+            state: get_extent(page, STATE)?,
             recall: get_extent(page, RECALL)?,
         };
-        meta.check(page)?;
+        meta.check()?;
         Ok(meta)
     }
 
-    fn check(&self, page: &PageBytes) -> Result<(), StoreError> {
-        let layout = ListLayout::flat(self.dimensions, self.element, self.distance)
-            .ok_or_else(|| damaged("its dimensions"))?;
-        let sizes = (get_u32(page, CODE_SIZE), get_u16(page, RECORD_SIZE));
-        if page[CODEC] != CODEC_FLAT
-            || page[REFINE_CODEC] != REFINE_NONE
-            || get_u16(page, FILTER_COLUMNS) != 0
-            || sizes != (layout.code_size() as u32, layout.record_size() as u16)
-        {
-            return Err(damaged("its codec"));
+    fn check(&self) -> Result<(), StoreError> {
+        let dimensions = 1..=PAGE_SIZE as u32;
+        if !dimensions.contains(&self.dimensions) || !dimensions.contains(&self.code_dimensions) {
+            return Err(damaged("its dimensions"));
         }
-        let centroid_bytes = u64::from(self.lists) * u64::from(self.dimensions) * 4;
+        let centroid_bytes = u64::from(self.lists) * u64::from(self.code_dimensions) * 4;
         let centroids_fit = match self.lists {
             1 => self.centroids == Extent::NONE,
             _ => self.centroids.bytes == centroid_bytes,
@@ -232,7 +236,7 @@ impl Meta {
 
     /// Checks that a store of `blocks` pages has all extents, and a page for each list.
     fn check_ends(&self, blocks: Block) -> Result<(), StoreError> {
-        for extent in [self.centroids, self.directory, self.recall] {
+        for extent in [self.centroids, self.directory, self.state, self.recall] {
             extent.check_end(blocks)?;
         }
         if self.lists >= blocks {
@@ -244,6 +248,46 @@ impl Meta {
 
 fn damaged(what: &str) -> StoreError {
     StoreError::corrupted(META_BLOCK, format!("the meta page is damaged in {what}"))
+}
+
+fn put_codes(page: &mut PageBytes, codes: Codes) {
+    let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+    let refine = codes.refine;
+    page[CODE_FLAGS] = flag(codes.is_packed, IS_PACKED)
+        | flag(codes.is_lossy, IS_LOSSY)
+        | flag(refine.is_some(), HAS_REFINE)
+        | flag(
+            refine.is_some_and(|refine| refine.is_lossy),
+            REFINE_IS_LOSSY,
+        );
+    put_u32(&mut page[..], CODE_SIZE, codes.code_size as u32);
+    let refine_size = refine.map_or(0, |refine| refine.code_size);
+    put_u32(&mut page[..], REFINE_SIZE, refine_size as u32);
+}
+
+fn get_codes(page: &PageBytes) -> Option<Codes> {
+    let flags = page[CODE_FLAGS];
+    let has = |flag: u8| flags & flag != 0;
+    let refine_size = get_u32(page, REFINE_SIZE) as usize;
+    let known = IS_PACKED | IS_LOSSY | HAS_REFINE | REFINE_IS_LOSSY;
+    let refine_fits = has(HAS_REFINE) == (refine_size > 0);
+    let lossy_fits = has(HAS_REFINE) || !has(REFINE_IS_LOSSY);
+    let is_known = flags & !known == 0 && refine_fits && lossy_fits;
+    is_known.then(|| Codes {
+        code_size: get_u32(page, CODE_SIZE) as usize,
+        is_packed: has(IS_PACKED),
+        is_lossy: has(IS_LOSSY),
+        refine: has(HAS_REFINE).then(|| RefineCodes {
+            code_size: refine_size,
+            is_lossy: has(REFINE_IS_LOSSY),
+        }),
+    })
+}
+
+fn get_factory(page: &PageBytes) -> Option<String> {
+    let len = usize::from(page[FACTORY_LEN]);
+    let bytes = page[FACTORY..FACTORY + MAX_FACTORY_LEN].get(..len)?;
+    String::from_utf8(bytes.to_vec()).ok()
 }
 
 fn put_extent(page: &mut PageBytes, at: usize, extent: &Extent) {

@@ -39,6 +39,7 @@ const COUNT: usize = SPECIAL_START + 8;
 const KIND: usize = SPECIAL_START + 10;
 const MAGIC_AT: usize = SPECIAL_START + 12;
 const VERSION_AT: usize = SPECIAL_START + 16;
+const FREE: usize = SPECIAL_START + 18;
 
 const _: () = {
     assert!(DATA_START >= PAGE_HEADER_SIZE && DATA_START.is_multiple_of(32));
@@ -46,7 +47,7 @@ const _: () = {
         SPECIAL_START.is_multiple_of(8),
         "the special area must be MAXALIGNed"
     );
-    assert!(VERSION_AT + 2 <= PAGE_SIZE);
+    assert!(FREE + 2 <= PAGE_SIZE);
 };
 
 /// What a page holds.
@@ -63,21 +64,25 @@ pub enum PageKind {
     List = 4,
     /// The recall curve.
     Recall = 5,
+    /// Refine codes and row pointers of the entries of one list page.
+    Rows = 6,
+    /// A piece of what transforms and codes have learned.
+    State = 7,
 }
 
 /// The fields of a page's header and special area, checked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PageInfo {
-    /// Next page of the chain, or [`NO_BLOCK`].
+    /// Next page of the chain, or [`NO_BLOCK`]; the list page of a row page.
     pub next: Block,
-    /// List number of a list page, position within its run for an extent page.
+    /// List number of a list page or row page, position within its run for an extent page.
     pub owner: u32,
-    /// Number of entries of a list page.
+    /// Number of slots in use of a list page.
     pub count: usize,
-    /// End of the data that grows from [`DATA_START`].
+    /// Number of these slots that are free.
+    pub free: usize,
+    /// End of the data.
     pub lower: usize,
-    /// Begin of the data that grows down from [`SPECIAL_START`].
-    pub upper: usize,
 }
 
 pub(crate) fn get_u16(page: &[u8], at: usize) -> u16 {
@@ -141,6 +146,15 @@ pub(crate) fn set_next(page: &mut PageBytes, next: Block) {
     put_u32(page, NEXT, next);
 }
 
+/// Lets a page have no hole, so that nothing in it is left out of the log.
+pub(crate) fn close_hole(page: &mut PageBytes) {
+    set_bounds(page, SPECIAL_START, SPECIAL_START);
+}
+
+pub(crate) fn set_free(page: &mut PageBytes, free: usize) {
+    put_u16(page, FREE, free as u16);
+}
+
 pub(crate) fn set_count(page: &mut PageBytes, count: usize) {
     put_u16(page, COUNT, count as u16);
 }
@@ -178,6 +192,8 @@ pub(crate) fn kind_of(page: &PageBytes, block: Block) -> Result<PageKind, StoreE
         3 => Ok(PageKind::Directory),
         4 => Ok(PageKind::List),
         5 => Ok(PageKind::Recall),
+        6 => Ok(PageKind::Rows),
+        7 => Ok(PageKind::State),
         other => Err(StoreError::corrupted(
             block,
             format!("unknown page kind {other}"),
@@ -204,11 +220,19 @@ pub(crate) fn check(
         let reason = format!("impossible page bounds {lower} and {upper}");
         return Err(StoreError::corrupted(block, reason));
     }
-    Ok(PageInfo {
+    if matches!(kind, PageKind::List | PageKind::Rows) && lower != SPECIAL_START {
+        return Err(StoreError::corrupted(block, "the page has a hole"));
+    }
+    Ok(info(page))
+}
+
+/// The fields of a page that was checked.
+pub(crate) fn info(page: &PageBytes) -> PageInfo {
+    PageInfo {
         next: get_u32(page, NEXT),
         owner: get_u32(page, OWNER),
         count: get_u16(page, COUNT).into(),
-        lower,
-        upper,
-    })
+        free: get_u16(page, FREE).into(),
+        lower: get_u16(page, PD_LOWER).into(),
+    }
 }

@@ -13,9 +13,9 @@ pub const RECALL_ROWS: [usize; 2] = [10, 100];
 
 const POINT_SIZE: usize = 4 + 8 * RECALL_ROWS.len();
 /// Every number of lists up to here is a point; beyond, each is larger than the one
-/// before by a twentieth.
+/// before by an eighteenth.
 const DENSE: u32 = 64;
-const GROWTH: u32 = 20;
+const GROWTH: u32 = 18;
 
 /// A share of the true nearest rows.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -1,8 +1,15 @@
 use crate::directory::ListEntry;
 use crate::error::StoreError;
-use crate::list::{ListLayout, Tid};
-use crate::page::{self, Block, PAGE_SIZE, PageBytes, PageKind};
+use crate::layout::ListLayout;
+use crate::list::{init_list_page, put_entry, set_row_page};
+use crate::page::{self, Block, PAGE_SIZE, PageBytes};
+use crate::rows::{init_row_page, put_row};
 use crate::store::PageStore;
+use crate::tid::Tid;
+
+/// So many list pages lie one behind another, then the row pages of all of them: a scan
+/// reads list pages, and what is read together should lie together.
+const RUN: usize = 16;
 
 /// Writes all lists of a new index, one behind another in consecutive pages.
 /// Nobody else may add pages meanwhile.
@@ -10,10 +17,17 @@ pub struct ListWriter<'s, S> {
     store: &'s S,
     layout: ListLayout,
     list: u32,
-    page: Box<PageBytes>,
+    /// The list pages that are not written yet.
+    pages: Vec<Box<PageBytes>>,
+    /// Their row pages: which list page each belongs to, and which of its row pages it is.
+    rows: Vec<(usize, usize, Box<PageBytes>)>,
+    /// Entries of the last of `pages`.
     count: usize,
+    /// Where the first of `pages` will be.
     block: Block,
+    /// First page of the list.
     first: Block,
+    /// The lists that are complete.
     done: Vec<ListEntry>,
 }
 
@@ -22,18 +36,19 @@ impl<'s, S: PageStore> ListWriter<'s, S> {
     #[must_use]
     pub fn new(store: &'s S, layout: ListLayout) -> Self {
         let block = store.block_count();
-        let mut page = Box::new([0; PAGE_SIZE]);
-        page::init(&mut page, PageKind::List, 0);
-        Self {
+        let mut writer = Self {
             store,
             layout,
             list: 0,
-            page,
+            pages: Vec::new(),
+            rows: Vec::new(),
             count: 0,
             block,
             first: block,
             done: Vec::new(),
-        }
+        };
+        writer.add_page();
+        writer
     }
 
     /// Adds an entry. Lists must come in ascending order.
@@ -42,20 +57,38 @@ impl<'s, S: PageStore> ListWriter<'s, S> {
     /// [`StoreError`] if a page cannot be added.
     ///
     /// # Panics
-    /// If the list lies before that of the entry before, or the code has the
+    /// If the list lies before that of the entry before, or the record has the
     /// wrong size.
-    pub fn push(&mut self, list: u32, tid: Tid, code: &[u8]) -> Result<(), StoreError> {
+    pub fn push(&mut self, list: u32, tid: Tid, record: &[u8]) -> Result<(), StoreError> {
         assert!(list >= self.list, "entries must be sorted by list");
+        assert_eq!(record.len(), self.layout.record_size());
         while self.list < list {
             self.finish_list()?;
         }
         if self.count == self.layout.capacity() {
-            let next = self.block + 1;
-            page::set_next(&mut self.page, next);
-            self.write_page()?;
+            if self.pages.len() == RUN {
+                self.write_run(true)?;
+            }
+            self.add_page();
         }
-        self.layout.push(&mut self.page, self.count, tid, code);
+        let (layout, slot) = (self.layout, self.count);
+        let last = self.pages.len() - 1;
+        put_entry(&mut self.pages[last], layout, slot, tid, record);
+        if let Some(index) = slot.checked_div(layout.row_capacity()) {
+            let row = slot % layout.row_capacity();
+            if row == 0 {
+                self.rows.push((last, index, Box::new([0; PAGE_SIZE])));
+                let home = self.block + last as Block;
+                if let Some((.., page)) = self.rows.last_mut() {
+                    init_row_page(page, list, home);
+                }
+            }
+            if let Some((.., page)) = self.rows.last_mut() {
+                put_row(page, layout, row, tid, record);
+            }
+        }
         self.count += 1;
+        page::set_count(&mut self.pages[last], self.count);
         Ok(())
     }
 
@@ -71,28 +104,49 @@ impl<'s, S: PageStore> ListWriter<'s, S> {
         Ok(self.done)
     }
 
+    fn add_page(&mut self) {
+        let mut page = Box::new([0; PAGE_SIZE]);
+        init_list_page(&mut page, self.layout, self.list);
+        self.pages.push(page);
+        self.count = 0;
+    }
+
     fn finish_list(&mut self) -> Result<(), StoreError> {
         self.done.push(ListEntry {
             first: self.first,
-            insert: self.block,
+            insert: self.block + (self.pages.len() - 1) as Block,
         });
+        self.write_run(false)?;
         self.list += 1;
-        self.write_page()?;
         self.first = self.block;
+        self.add_page();
         Ok(())
     }
 
-    fn write_page(&mut self) -> Result<(), StoreError> {
-        let block = self.store.append(&self.page)?;
-        if block != self.block {
-            return Err(StoreError::corrupted(
-                block,
-                "the run of pages is interrupted",
-            ));
+    /// Writes the pages at hand; the list may go on behind them.
+    fn write_run(&mut self, goes_on: bool) -> Result<(), StoreError> {
+        let (first, pages) = (self.block, self.pages.len() as Block);
+        let end = first + pages + self.rows.len() as Block;
+        for (block, (home, index, _)) in (first + pages..).zip(&self.rows) {
+            set_row_page(&mut self.pages[*home], self.layout, *index, block);
         }
-        self.block += 1;
-        self.count = 0;
-        page::init(&mut self.page, PageKind::List, self.list);
+        let last = self.pages.len() - 1;
+        for (place, page) in self.pages.iter_mut().enumerate() {
+            match place {
+                place if place < last => page::set_next(page, first + place as Block + 1),
+                _ if goes_on => page::set_next(page, end),
+                _ => {}
+            }
+        }
+        let rows = self.rows.drain(..).map(|(.., page)| page);
+        for (expected, page) in (first..).zip(self.pages.drain(..).chain(rows)) {
+            let block = self.store.append(&page)?;
+            if block != expected {
+                let reason = "the run of pages is interrupted";
+                return Err(StoreError::corrupted(block, reason));
+            }
+        }
+        self.block = end;
         Ok(())
     }
 }

@@ -1,8 +1,6 @@
 //! Damaged pages: whatever they hold, every operation ends with a result or an error.
 
-use ivf_store::{
-    Block, DATA_START, Distance, Element, NO_BLOCK, PAGE_SIZE, SPECIAL_START, VERSION,
-};
+use ivf_store::{Block, DATA_START, Distance, NO_BLOCK, PAGE_SIZE, SPECIAL_START, VERSION};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 use proptest::sample::select;
 
@@ -28,8 +26,8 @@ fn field() -> impl Strategy<Value = usize> {
     prop_oneof![
         1 => word(0, 24),
         1 => select(vec![12, 14]),
-        4 => word(DATA_START, DATA_START + 160),
-        4 => word(SPECIAL_START, SPECIAL_START + 18),
+        4 => word(DATA_START, DATA_START + 144),
+        4 => word(SPECIAL_START, SPECIAL_START + 20),
     ]
 }
 
@@ -56,19 +54,17 @@ fn number() -> impl Strategy<Value = Vec<u8>> {
 fn claim() -> impl Strategy<Value = Damage> {
     let lists = prop_oneof![0u32..10, 0u32..2000, any::<u32>()];
     let first = prop_oneof![1u32..12, any::<u32>()];
-    // As many dimensions as fit into a page.
-    let codes = prop_oneof![
-        (1u32..2000).prop_map(|dimensions| (dimensions, Element::Float32)),
-        (1u32..4000).prop_map(|dimensions| (dimensions, Element::Float16)),
+    // As many dimensions as fit into a page, or the codes of another index.
+    let shape = prop_oneof![
+        (1u32..2000).prop_map(|dimensions| Shape::floats(dimensions, 1)),
+        select(SHAPES.to_vec()),
     ];
     let distance = select(vec![Distance::L2, Distance::Cosine]);
-    (lists, first, codes, distance).prop_map(|(lists, first, codes, distance)| {
-        let (dimensions, element) = codes;
+    (lists, first, shape, distance).prop_map(|(lists, first, shape, distance)| {
         let shape = Shape {
-            dimensions,
-            element,
             distance,
             lists,
+            ..shape
         };
         Damage::Claim { shape, first }
     })
@@ -87,6 +83,9 @@ fn damage() -> impl Strategy<Value = Damage> {
         1 => block().prop_map(Damage::Truncate),
         2 => (block(), prop_oneof![-3i16..4, any::<i16>()])
             .prop_map(|(block, beyond)| Damage::Count { block, beyond }),
+        2 => (block(), 0u16..100).prop_map(|(block, free)| Damage::Free { block, free }),
+        3 => (block(), 0usize..8, prop_oneof![3 => 0u32..30, 1 => block()])
+            .prop_map(|(block, index, rows)| Damage::Rows { block, index, rows }),
         2 => claim(),
     ]
 }

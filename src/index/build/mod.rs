@@ -5,23 +5,22 @@
 //! into the log at the end, and a crash before that leaves no index.
 
 pub(super) mod progress;
-mod recall;
-mod sample;
 mod sort;
 mod train;
 
+use faiss_ivf::FaissError;
 use ivf_store::{
     Extent, ListWriter, Meta, PageKind, PageStore, Tid, write_directory, write_extent,
 };
 use pgrx::{PgBox, PgSqlErrorCode, PgTupleDesc, check_for_interrupts, pg_guard, pg_sys};
 
 use self::progress::Phase;
-use self::sample::Source;
 use self::sort::ListSort;
 use self::train::Training;
 use super::insert::tid_of;
 use super::opclass::OpClass;
 use super::report::{OrRaise, Report};
+use super::sample::Source;
 use super::storage::RelationStore;
 
 /// Rows that are assigned to lists in one call of FAISS: enough for an
@@ -83,7 +82,7 @@ pub(super) unsafe extern "C-unwind" fn ambuildempty(index: pg_sys::Relation) {
             dimensions: column_dimensions(index, opclass),
         };
         let store = RelationStore::create(index, pg_sys::ForkNumber::INIT_FORKNUM);
-        write_index(&store, &source, &Training::none(), None);
+        write_index(&store, &source, &Training::none(&source), None);
         store.log_all();
     }
 }
@@ -136,7 +135,7 @@ struct Assignment<'a> {
     vectors: Vec<f32>,
     tids: Vec<Tid>,
     lists: Vec<u32>,
-    codes: Vec<u8>,
+    records: Vec<u8>,
     batch_rows: usize,
     indexed: u64,
 }
@@ -147,11 +146,11 @@ struct Assignment<'a> {
 /// The relations of `source` must be open and locked for building the index.
 unsafe fn assign_rows(source: &Source, training: &mut Training) -> (ListSort, Counts) {
     let dimensions = source.dimensions as usize;
-    let code_size = source.opclass.codec().code_size(dimensions);
+    let record_size = training.layout.record_size();
     let batch_rows =
-        (BATCH_WORK / (training.lists as usize * dimensions)).clamp(MIN_BATCH_ROWS, MAX_BATCH_ROWS);
+        (BATCH_WORK / (training.count as usize * dimensions)).clamp(MIN_BATCH_ROWS, MAX_BATCH_ROWS);
     // SAFETY: the sort ends before this build does, which runs in a backend.
-    let sort = unsafe { ListSort::begin(code_size, sort_kilobytes(training)) };
+    let sort = unsafe { ListSort::begin(record_size, sort_kilobytes(training)) };
     let mut assignment = Assignment {
         source,
         training,
@@ -159,7 +158,7 @@ unsafe fn assign_rows(source: &Source, training: &mut Training) -> (ListSort, Co
         vectors: Vec::with_capacity(batch_rows * dimensions),
         tids: Vec::with_capacity(batch_rows),
         lists: Vec::new(),
-        codes: Vec::new(),
+        records: Vec::new(),
         batch_rows,
         indexed: 0,
     };
@@ -192,7 +191,7 @@ unsafe fn assign_rows(source: &Source, training: &mut Training) -> (ListSort, Co
 /// # Safety
 /// Must run in a backend.
 unsafe fn sort_kilobytes(training: &Training) -> i32 {
-    let centroids = size_of_val(training.centroids.as_slice()).div_ceil(1024);
+    let centroids = size_of_val(training.lists.centroids.as_slice()).div_ceil(1024);
     // SAFETY: a backend reads its own setting.
     let memory = unsafe { pg_sys::maintenance_work_mem };
     (memory - centroids as i32).max(MIN_SORT_KILOBYTES)
@@ -230,35 +229,41 @@ impl Assignment<'_> {
     /// Assigns the rows of the batch to lists and puts them into the sort.
     fn flush(&mut self) {
         check_for_interrupts!();
-        let index = self.source.index;
-        let dimensions = self.source.dimensions as usize;
-        let opclass = self.source.opclass;
-        let code_size = opclass.codec().code_size(dimensions);
-        self.lists.clear();
-        self.lists.resize(self.tids.len(), 0);
-        self.codes.resize(self.tids.len() * code_size, 0);
-        // SAFETY: the index is open.
-        unsafe {
-            (opclass.encode(dimensions, &mut self.vectors, &mut self.codes)).or_raise(index);
-            if self.training.lists > 1 {
-                let (vectors, lists) = (&self.vectors, &mut self.lists);
-                let centroids = &self.training.centroids;
-                faiss_ivf::assign(opclass.metric(), dimensions, centroids, vectors, lists)
-                    .or_raise(index);
-                check_for_interrupts!();
-                let held_back = &mut self.training.held_back;
-                held_back
-                    .look_at(opclass, dimensions, vectors, &self.tids, lists)
-                    .or_raise(index);
-            }
+        if self.tids.is_empty() {
+            return;
         }
-        let codes = self.codes.chunks_exact(code_size);
-        for ((&list, &tid), code) in self.lists.iter().zip(&self.tids).zip(codes) {
-            self.sort.put(list, tid, code);
+        let index = self.source.index;
+        // SAFETY: the index is open.
+        unsafe { self.encode().or_raise(index) };
+        let record_size = self.training.layout.record_size();
+        let records = self.records.chunks_exact(record_size);
+        for ((&list, &tid), record) in self.lists.iter().zip(&self.tids).zip(records) {
+            self.sort.put(list, tid, record);
         }
         self.indexed += self.tids.len() as u64;
         self.vectors.clear();
         self.tids.clear();
+    }
+
+    /// Finds lists and records of the rows of the batch.
+    fn encode(&mut self) -> Result<(), FaissError> {
+        let (opclass, dimensions) = (self.source.opclass, self.source.dimensions as usize);
+        let mut compared = self.vectors.clone();
+        opclass.make_comparable(dimensions, &mut compared)?;
+        let (coding, centers) = (&self.training.coding, &self.training.lists);
+        let mapped = coding.map(&compared)?;
+        self.lists.clear();
+        self.lists.resize(self.tids.len(), 0);
+        centers.assign(&mapped, &mut self.lists)?;
+        check_for_interrupts!();
+        self.records.clear();
+        let stored = opclass.stored(&self.vectors, &compared);
+        let lists = &self.lists;
+        let centroid = |row: usize| centers.centroid(lists[row]);
+        coding.encode(stored, &compared, &mapped, centroid, &mut self.records)?;
+        check_for_interrupts!();
+        let held_back = &mut self.training.held_back;
+        held_back.look_at(opclass, dimensions, &compared, &self.tids, &self.lists)
     }
 }
 
@@ -277,7 +282,10 @@ unsafe fn write_index(
         dimensions: source.dimensions,
         distance: source.opclass.distance,
         element: source.opclass.element,
-        lists: training.lists,
+        factory: training.coding.factory().to_string(),
+        code_dimensions: training.coding.code_dim() as u32,
+        layout: training.layout,
+        lists: training.count,
         generation: 1,
         stamp: random_stamp(),
         training_rows: training.rows,
@@ -285,23 +293,24 @@ unsafe fn write_index(
         trained_at: unsafe { pg_sys::GetCurrentTimestamp() },
         centroids: Extent::NONE,
         directory: Extent::NONE,
+        state: Extent::NONE,
         recall: Extent::NONE,
     };
     // SAFETY: the caller's promise.
     unsafe {
         store.append(&meta.to_page()).or_raise(source.index);
         // Not copied, as the sort may hold all memory but theirs.
-        let centroids = std::slice::from_raw_parts(
-            training.centroids.as_ptr().cast::<u8>(),
-            size_of_val(training.centroids.as_slice()),
-        );
+        let centroids = training.lists.centroids.as_slice();
+        let centroids =
+            std::slice::from_raw_parts(centroids.as_ptr().cast::<u8>(), size_of_val(centroids));
         meta.centroids = write_extent(store, PageKind::Centroids, centroids).or_raise(source.index);
-        if training.lists > 1 {
-            let (lists, centroids) = (training.lists, &training.centroids);
-            let curve = training.held_back.curve(source.opclass, lists, centroids);
+        let state = training.coding.state();
+        meta.state = write_extent(store, PageKind::State, &state).or_raise(source.index);
+        if training.count > 1 {
+            let curve = (training.held_back).curve(source.opclass, &training.lists);
             meta.recall = (curve.or_raise(source.index).append(store)).or_raise(source.index);
         }
-        let mut writer = ListWriter::new(store, meta.layout());
+        let mut writer = ListWriter::new(store, meta.layout);
         if let Some(mut sort) = sort {
             let mut written = 0;
             while let Some(pushed) = sort.next(|list, tid, code| writer.push(list, tid, code)) {
@@ -314,7 +323,7 @@ unsafe fn write_index(
             }
             progress::set_done(written);
         }
-        let entries = writer.finish(training.lists).or_raise(source.index);
+        let entries = writer.finish(training.count).or_raise(source.index);
         meta.directory = write_directory(store, &entries).or_raise(source.index);
         meta.write(store).or_raise(source.index);
     }

@@ -6,10 +6,11 @@ use pgrx::{pg_guard, pg_sys};
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Phase {
     Sampling = 2,
-    Clustering = 3,
-    Assigning = 4,
-    Sorting = 5,
-    Writing = 6,
+    Learning = 3,
+    Clustering = 4,
+    Assigning = 5,
+    Sorting = 6,
+    Writing = 7,
 }
 
 /// Announces that a phase begins, which has `total` rows or iterations to handle, or 0
@@ -49,10 +50,11 @@ pub(in crate::index) unsafe extern "C-unwind" fn ambuildphasename(
     let name = match phase {
         1 => c"initializing",
         2 => c"sampling rows",
-        3 => c"clustering sample",
-        4 => c"assigning rows",
-        5 => c"sorting rows",
-        6 => c"writing lists",
+        3 => c"training codes",
+        4 => c"clustering sample",
+        5 => c"assigning rows",
+        6 => c"sorting rows",
+        7 => c"writing lists",
         _ => return std::ptr::null_mut(),
     };
     name.as_ptr().cast_mut()

@@ -1,13 +1,15 @@
 //! From a table to the centroids of its index.
 
-use faiss_ivf::{KMeans, kmeans};
+use faiss_ivf::{Coding, Factory, FaissError, KMeans, kmeans};
+use ivf_store::ListLayout;
 use pgrx::{PgSqlErrorCode, check_for_interrupts, pg_sys};
 
 use super::progress::{self, Phase};
-use super::recall::HeldBack;
-use super::sample::Source;
 use crate::index::options;
+use crate::index::recall::Queries;
 use crate::index::report::{OrRaise, Report, relation_name};
+use crate::index::sample::Source;
+use crate::index::trained::{Lists, layout_codes};
 
 /// Sampled rows for each list, unless memory allows fewer.
 const ROWS_PER_LIST: u64 = 64;
@@ -28,42 +30,83 @@ const SEED: u64 = 20_260_101;
 /// What a build has learned from its sample.
 pub(super) struct Training {
     /// Number of lists.
-    pub lists: u32,
-    /// `(lists, dimensions)`, empty for a single list.
-    pub centroids: Vec<f32>,
+    pub count: u32,
+    pub lists: Lists,
+    pub coding: Coding,
+    pub layout: ListLayout,
     /// Rows of the sample, 0 if there was no training.
     pub rows: u64,
     /// Rows that the centroids were not made from, to measure recall with.
-    pub held_back: HeldBack,
+    pub held_back: Queries,
 }
 
 impl Training {
-    /// One list without a centroid, which takes every row.
-    pub fn none() -> Self {
+    /// One list without a centroid, which takes every row as it is.
+    pub fn none(source: &Source) -> Self {
+        let (opclass, dim) = (source.opclass, source.dimensions as usize);
+        let coding = Coding::flat(opclass.metric(), dim, opclass.codec());
         Self {
-            lists: 1,
-            centroids: Vec::new(),
+            count: 1,
+            lists: Lists::new(opclass.metric(), dim, Vec::new()),
+            layout: layout(source, coding.factory()),
+            coding,
             rows: 0,
-            held_back: HeldBack::none(),
+            held_back: Queries::none(),
         }
     }
 }
 
-/// Finds the centroids for an index on the table of `source`.
+/// How the entries of an index lie in pages, or an ERROR if they do not fit.
+fn layout(source: &Source, factory: &Factory) -> ListLayout {
+    let codes = layout_codes(factory, source.opclass, source.dimensions as usize);
+    ListLayout::new(codes).unwrap_or_else(|| {
+        Report::new(
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            format!(
+                "vectors of {} dimensions are too long for \"{factory}\"",
+                source.dimensions
+            ),
+        )
+        .detail("An entry, or a block of 32 codes, must fit into a page.")
+        .hint("Choose another factory string, for example one with SQ8.")
+        .raise()
+    })
+}
+
+/// Raises an ERROR: vectors of so many dimensions cannot be coded so.
+fn report_misfit(factory: &Factory, source: &Source, error: &FaissError) -> ! {
+    Report::new(
+        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        format!(
+            "factory string \"{factory}\" does not fit vectors of {} dimensions",
+            source.dimensions
+        ),
+    )
+    .detail(error.to_string())
+    .raise()
+}
+
+/// Finds the centroids for an index on the table of `source`, and what its codes need.
 ///
 /// # Safety
 /// The relations of `source` must be open and locked for building the index.
 pub(super) unsafe fn train(source: &Source) -> Training {
     // SAFETY: the caller's promise.
     unsafe {
+        let factory = options::factory(source.index, source.opclass, source.dimensions);
+        let dim = source.dimensions as usize;
+        if let Err(error) = Coding::check(&factory, dim) {
+            report_misfit(&factory, source, &error);
+        }
+        let layout = layout(source, &factory);
         let expected = source.estimate_rows();
         let wanted = options::lists(source.index, expected);
         if expected == 0.0 {
             report_untrained(source, wanted);
-            return Training::none();
+            return Training::none(source);
         }
         if wanted == 1 {
-            return Training::none();
+            return Training::none(source);
         }
         let capacity = sample_capacity(source, wanted);
         let least = wanted.saturating_add(HELD_BACK_ROWS as u32);
@@ -71,48 +114,79 @@ pub(super) unsafe fn train(source: &Source) -> Training {
         let spare = sample.tids.len().saturating_sub(wanted as usize);
         let held_back = sample.hold_back((sample.tids.len() / 10).min(HELD_BACK_ROWS).min(spare));
         let rows = sample.tids.len();
-        let lists = wanted.min(rows as u32);
-        if lists < wanted {
+        let count = wanted.min(rows as u32);
+        if count < wanted {
             report_few_rows(source, wanted, rows);
         }
-        if lists <= 1 {
-            return Training::none();
+        if count <= 1 {
+            return Training::none(source);
         }
-        cluster(
-            source,
+        let (coding, lists) = learn(source, &factory, count, sample.vectors).or_raise(source.index);
+        Training {
+            count,
+            held_back: Queries::new(source.opclass, source.dimensions, held_back, &coding)
+                .or_raise(source.index),
             lists,
-            &sample.vectors,
-            HeldBack::new(source, held_back),
-        )
+            coding,
+            layout,
+            rows: rows as u64,
+        }
     }
 }
 
-/// # Safety
-/// As for [`train`].
-unsafe fn cluster(source: &Source, lists: u32, sample: &[f32], held_back: HeldBack) -> Training {
-    let dimensions = source.dimensions as usize;
-    let rows = sample.len() / dimensions;
+/// Codes and centroids of `count` lists from a sample `(rows, dimensions)`.
+fn learn(
+    source: &Source,
+    factory: &Factory,
+    count: u32,
+    mut sample: Vec<f32>,
+) -> Result<(Coding, Lists), FaissError> {
+    let (opclass, dim) = (source.opclass, source.dimensions as usize);
+    let (metric, flat) = (opclass.metric(), opclass.codec());
+    progress::begin(Phase::Learning, 0);
+    let mut coding = Coding::train(factory, metric, dim, flat, &mut sample, &handle_interrupts)?;
+    let code_dim = coding.code_dim();
+    let rows = sample.len() / code_dim;
     let options = KMeans {
-        clusters: lists as usize,
+        clusters: count as usize,
         iterations: ITERATIONS,
         seed: SEED,
-        spherical: source.opclass.metric() == faiss_ivf::Metric::InnerProduct,
-        max_points_per_cluster: rows.div_ceil(lists as usize),
+        spherical: metric == faiss_ivf::Metric::InnerProduct,
+        max_points_per_cluster: rows.div_ceil(count as usize),
     };
     progress::begin(Phase::Clustering, ITERATIONS as u64);
-    let centroids = kmeans(
-        &options,
-        dimensions,
-        sample,
-        &handle_interrupts,
-        &mut |iteration| progress::set_done(iteration as u64),
-    );
-    Training {
-        lists,
-        // SAFETY: the caller's promise.
-        centroids: unsafe { centroids.or_raise(source.index) },
-        rows: rows as u64,
-        held_back,
+    let centroids = {
+        let _threads = Threads::of_clustering();
+        kmeans(
+            &options,
+            code_dim,
+            &sample,
+            &handle_interrupts,
+            &mut |iteration| progress::set_done(iteration as u64),
+        )?
+    };
+    progress::begin(Phase::Learning, 0);
+    coding.train_codes(&mut sample, &centroids, &handle_interrupts)?;
+    Ok((coding, Lists::new(metric, code_dim, centroids)))
+}
+
+/// Threads that clustering may use: one for each parallel maintenance worker that a build
+/// of another index would have, and that of the backend. One again when dropped.
+struct Threads;
+
+impl Threads {
+    fn of_clustering() -> Self {
+        // SAFETY: a backend reads its own setting.
+        let workers = unsafe { pg_sys::max_parallel_maintenance_workers };
+        let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+        faiss_ivf::set_threads(processors.min(1 + workers.max(0) as usize));
+        Self
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        faiss_ivf::set_threads(1);
     }
 }
 

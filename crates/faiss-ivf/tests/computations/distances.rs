@@ -1,7 +1,7 @@
 //! Distances, assignment, codes and normalisation against plain Rust.
 
-use crate::reference::{Random, distance, nearest};
-use faiss_ivf::{Codec, FaissError, Metric, assign, distances, extend_from_halves, normalize};
+use crate::reference::{Random, assert_invalid, distance, nearest};
+use faiss_ivf::{Codec, Metric, assign, distances, extend_from_halves, normalize};
 
 const METRICS: [Metric; 2] = [Metric::InnerProduct, Metric::L2];
 const DIMS: [usize; 9] = [1, 2, 3, 7, 8, 100, 384, 768, 2000];
@@ -293,11 +293,4 @@ fn normalize_gives_unit_vectors_and_keeps_zero() {
     assert_eq!(vectors, [0.6, 0.8, 0.0, 0.0, root, root, 1.0, 0.0]);
     assert_invalid(normalize(3, &mut vectors));
     assert_invalid(normalize(0, &mut vectors));
-}
-
-fn assert_invalid(result: Result<(), FaissError>) {
-    assert!(
-        matches!(result, Err(FaissError::InvalidArgument(_))),
-        "{result:?}"
-    );
 }

@@ -2,6 +2,8 @@
 
 mod distances;
 mod kmeans;
+mod quantizers;
 mod reference;
 #[cfg(target_os = "linux")]
 mod threads;
+mod transforms;

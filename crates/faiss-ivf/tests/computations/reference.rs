@@ -1,6 +1,6 @@
 //! Data and reference computations for the tests, in plain Rust.
 
-use faiss_ivf::Metric;
+use faiss_ivf::{FaissError, Metric};
 
 /// A small generator (splitmix64), so that the tests depend on nothing else.
 pub struct Random(pub u64);
@@ -69,4 +69,11 @@ pub fn objective(metric: Metric, dim: usize, centroids: &[f32], points: &[f32]) 
         .chunks_exact(dim)
         .map(|point| nearest(metric, dim, centroids, point).1)
         .sum()
+}
+
+pub fn assert_invalid(result: Result<(), FaissError>) {
+    assert!(
+        matches!(result, Err(FaissError::InvalidArgument(_))),
+        "{result:?}"
+    );
 }

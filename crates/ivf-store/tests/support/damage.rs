@@ -1,16 +1,16 @@
 //! Undamaged indexes, and what may happen to their pages.
 
 use ivf_store::{
-    Block, DATA_START, Distance, Element, Extent, ListLayout, MemoryStore, Meta, NO_BLOCK,
+    Block, DATA_START, Distance, Element, Extent, FACTORS, ListLayout, MemoryStore, Meta, NO_BLOCK,
     PAGE_SIZE, PageBytes, PageStore, SPECIAL_START,
 };
 
 use super::exercise::exercise;
-use super::index::{Shape, build};
+use super::index::{Shape, build, exact, lossy, packed, refined};
 
 /// What the undamaged indexes are: one list and many, centroids and directories of
-/// several pages, chains of pages, and all sizes of codes.
-pub const SHAPES: [Shape; 7] = [
+/// several pages, chains of pages, all layouts and all sizes of codes.
+pub const SHAPES: [Shape; 15] = [
     Shape::floats(3, 1),
     Shape::floats(300, 1),
     Shape::floats(300, 5),
@@ -18,14 +18,19 @@ pub const SHAPES: [Shape; 7] = [
     Shape::floats(2, 600),
     Shape {
         element: Element::Float16,
-        distance: Distance::Cosine,
+        distance: Distance::InnerProduct,
+        codes: exact(1404),
         ..Shape::floats(700, 40)
     },
-    Shape {
-        element: Element::Float16,
-        distance: Distance::InnerProduct,
-        ..Shape::floats(1, 2)
-    },
+    Shape::of(exact(1), 2),
+    Shape::of(lossy(300), 3),
+    Shape::of(packed(8), 1),
+    Shape::of(packed(234), 2),
+    Shape::of(refined(exact(1000), 2000, false), 1),
+    Shape::of(refined(lossy(300), 1500, false), 5),
+    Shape::of(refined(packed(96), 400, true), 1),
+    Shape::of(refined(packed(200), 5000, true), 2),
+    Shape::of(refined(packed(1), 8000, false), 3),
 ];
 
 /// Bytes of an extent in a page, and entries of the directory in it.
@@ -50,9 +55,16 @@ pub enum Damage {
     Clear(Block),
     /// Fewer pages, or none.
     Truncate(Block),
-    /// Another number of entries in a list page, so many more than it has room for, with
-    /// bounds that agree with it.
+    /// Another number of entries in a list page, so many more than it has room for.
     Count { block: Block, beyond: i16 },
+    /// Another number of free entries in a list page.
+    Free { block: Block, free: u16 },
+    /// Another block as a row page of a list page.
+    Rows {
+        block: Block,
+        index: usize,
+        rows: Block,
+    },
     /// A meta page that agrees with itself, of an index that is not this one.
     Claim { shape: Shape, first: Block },
 }
@@ -69,16 +81,33 @@ impl Damage {
         };
         match self {
             Self::Write { block, at, bytes } => {
-                let at = at % PAGE_SIZE;
-                let end = PAGE_SIZE.min(at + bytes.len());
-                pages[place(*block)][at..end].copy_from_slice(&bytes[..end - at]);
+                write(pages, place(*block), at % PAGE_SIZE, bytes);
             }
             Self::Swap(one, other) => pages.swap(place(*one), place(*other)),
             Self::Copy { from, to } => pages[place(*to)] = pages[place(*from)].clone(),
             Self::Clear(block) => pages[place(*block)].fill(0),
             Self::Truncate(blocks) => pages.truncate(place(*blocks)),
             Self::Count { block, beyond } => {
-                count_entries(&mut pages[place(*block)], *beyond, layout);
+                let count = layout.capacity().saturating_add_signed((*beyond).into());
+                write(
+                    pages,
+                    place(*block),
+                    SPECIAL_START + 8,
+                    &(count as u16).to_ne_bytes(),
+                );
+            }
+            Self::Free { block, free } => {
+                write(
+                    pages,
+                    place(*block),
+                    SPECIAL_START + 18,
+                    &free.to_ne_bytes(),
+                );
+            }
+            Self::Rows { block, index, rows } => {
+                // Nothing else lies at this place if there are no row pages.
+                let at = row_pages_at(layout) + 4 * (index % layout.row_pages().max(1));
+                write(pages, place(*block), at, &rows.to_ne_bytes());
             }
             Self::Claim { shape, first } => pages[0] = claim(*shape, *first),
         }
@@ -108,11 +137,20 @@ impl Damage {
                 block,
                 beyond: number(take(2)?) as i16,
             },
+            6 => Self::Free {
+                block,
+                free: number(take(1)?) as u16,
+            },
+            7 => Self::Rows {
+                block,
+                index: number(take(1)?) as usize,
+                rows: number(take(1)?),
+            },
             place => {
                 let at = number(take(2)?) as usize;
                 let at = match place {
-                    6..9 => SPECIAL_START + at % (PAGE_SIZE - SPECIAL_START),
-                    9..13 => at % 192,
+                    8..10 => SPECIAL_START + at % (PAGE_SIZE - SPECIAL_START),
+                    10..13 => at % 192,
                     _ => at,
                 };
                 let length = 1 + take(1)?[0] as usize % 16;
@@ -123,19 +161,20 @@ impl Damage {
     }
 }
 
-/// Makes a list page say that it has `beyond` entries more than it has room for.
-fn count_entries(page: &mut PageBytes, beyond: i16, layout: ListLayout) {
-    let count = layout.capacity().saturating_add_signed(beyond.into());
-    let lower = DATA_START + count * layout.code_size();
-    let records = count.min(layout.capacity()) * layout.record_size();
-    let fields = [
-        (12, lower as u16),
-        (14, (SPECIAL_START - records) as u16),
-        (SPECIAL_START + 8, count as u16),
-    ];
-    for (at, value) in fields {
-        page[at..at + 2].copy_from_slice(&value.to_ne_bytes());
-    }
+/// Overwrites bytes of a page as far as it goes.
+fn write(pages: &mut [Box<PageBytes>], place: usize, at: usize, bytes: &[u8]) {
+    let end = PAGE_SIZE.min(at + bytes.len());
+    pages[place][at..end].copy_from_slice(&bytes[..end - at]);
+}
+
+/// Where a list page names its row pages: behind codes and factors.
+fn row_pages_at(layout: ListLayout) -> usize {
+    let codes = layout.codes();
+    let factors = if codes.is_lossy { FACTORS } else { 0 };
+    let arrays = [codes.code_size, 4 * factors].map(|size| size * layout.capacity());
+    arrays
+        .iter()
+        .fold(DATA_START, |at, array| (at + array).next_multiple_of(8))
 }
 
 /// The meta page of an index of `shape` whose extents begin at `first`.
@@ -153,6 +192,9 @@ fn claim(shape: Shape, first: Block) -> Box<PageBytes> {
         dimensions: shape.dimensions,
         distance: shape.distance,
         element: shape.element,
+        factory: "Claim".to_owned(),
+        code_dimensions: shape.dimensions,
+        layout: ListLayout::new(shape.codes).expect("codes that fit"),
         lists: shape.lists,
         generation: 1,
         stamp: 79,
@@ -160,6 +202,7 @@ fn claim(shape: Shape, first: Block) -> Box<PageBytes> {
         trained_at: 0,
         centroids: only_of_many(extent(lists * u64::from(shape.dimensions) * 4)),
         directory: extent(directory + 16),
+        state: extent(lists * 3),
         recall: only_of_many(extent(EXTENT_PAGE_BYTES)),
     };
     meta.to_page()
@@ -173,7 +216,7 @@ pub fn exercise_damaged(shape: Shape, damages: &[Damage]) {
         .map(|block| Box::new(*store.read(block).unwrap()))
         .collect();
     for damage in damages {
-        damage.apply(meta.layout(), &mut pages);
+        damage.apply(meta.layout, &mut pages);
     }
     exercise(MemoryStore::with_pages(pages), &meta);
 }

@@ -3,15 +3,17 @@
 //! says that all is well, does not.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::hint::black_box;
 
 use ivf_store::{
-    Block, ListCursor, ListEntry, MemoryStore, Meta, PAGE_SIZE, PageBytes, PageChange, PageKind,
-    PageStore, RecallCurve, StoreError, insert, list_entries, list_entry, move_insert_block,
-    read_extent, vacuum_page,
+    BLOCK_CODES, Block, FACTORS, ListCursor, ListEntry, ListLayout, ListPage, MemoryStore, Meta,
+    PAGE_SIZE, PageBytes, PageChange, PageKind, PageStore, Place, REFINE_FACTORS, RecallCurve,
+    RowPage, StoreError, insert, list_entries, list_entry, move_insert_block, read_extent,
+    vacuum_page,
 };
 
-use super::index::{code, tid};
+use super::index::{record, tid};
 
 /// So many pages of a list may be read before their number is compared with that of all.
 const UNCHECKED_PAGES: u64 = 1024;
@@ -111,7 +113,7 @@ pub fn exercise(store: MemoryStore, before: &Meta) {
 fn assert_bounded(meta: &Meta, blocks: Block) {
     assert!((1..blocks).contains(&meta.lists), "{meta:?} of {blocks}");
     let size = u64::from(blocks) * PAGE_SIZE as u64;
-    for extent in [meta.centroids, meta.directory, meta.recall] {
+    for extent in [meta.centroids, meta.directory, meta.state, meta.recall] {
         assert!(extent.bytes <= size, "{meta:?} of {blocks} blocks");
     }
 }
@@ -121,11 +123,16 @@ fn operate(store: &Counted, meta: &Meta) {
     let entries = store.within(pages, |store| {
         list_entries(store, &meta.directory, meta.lists)
     });
-    let mut centroids = vec![0; meta.centroids.bytes as usize];
-    // The result depends on the damage, as everywhere here.
-    let _ = store.within(meta.centroids.blocks.into(), |store| {
-        read_extent(store, PageKind::Centroids, &meta.centroids, &mut centroids)
-    });
+    for (kind, extent) in [
+        (PageKind::Centroids, &meta.centroids),
+        (PageKind::State, &meta.state),
+    ] {
+        let mut bytes = vec![0; extent.bytes as usize];
+        // The result depends on the damage, as everywhere here.
+        let _ = store.within(extent.blocks.into(), |store| {
+            read_extent(store, kind, extent, &mut bytes)
+        });
+    }
     read_curve(store, meta);
     scan(store, meta, &entries.unwrap_or_default());
     change_lists(store, meta);
@@ -138,25 +145,66 @@ fn operate(store: &Counted, meta: &Meta) {
 fn read_curve(store: &Counted, meta: &Meta) {
     if let Ok(curve) = store.within(1, |store| RecallCurve::read(store, meta)) {
         let nprobe = curve.nprobe(0.95);
-        assert!((1..=meta.lists).contains(&nprobe), "{curve:?}");
-        assert!((0.0..=1.0).contains(&curve.recall(nprobe)), "{curve:?}");
+        for nprobe in nprobe {
+            assert!((1..=meta.lists).contains(&nprobe), "{curve:?}");
+            assert!((0.0..=1.0).contains(&curve.recall(nprobe)), "{curve:?}");
+        }
     }
 }
 
 fn scan(store: &Counted, meta: &Meta, entries: &[ListEntry]) {
-    let layout = meta.layout();
+    let layout = meta.layout;
     for (list, entry) in (0..).zip(entries) {
+        let mut rows = BTreeSet::new();
         store.within(store.longest_list(), |store| {
             let mut cursor = ListCursor::new(list, entry.first);
             while let Ok(true) = cursor.advance(store, layout, |page| {
-                assert_eq!(page.codes().len(), page.len() * layout.code_size());
-                assert!(page.len() <= layout.capacity());
-                for entry in 0..page.len() {
-                    black_box(page.tid(entry));
-                }
+                read_list_page(page, layout, &mut rows);
             }) {}
         });
+        for (block, index) in rows {
+            store.within(1, |store| read_row(store, layout, list, block, index));
+        }
     }
+}
+
+fn read_list_page(page: &ListPage<'_>, layout: ListLayout, rows: &mut BTreeSet<(Block, usize)>) {
+    assert!(page.len() <= layout.capacity() && page.free() <= page.len());
+    let codes = layout.codes();
+    let step = if codes.is_packed { BLOCK_CODES } else { 1 };
+    let count = page.len().next_multiple_of(step);
+    assert_eq!(page.codes().len(), count * codes.code_size);
+    for factor in 0..if codes.is_lossy { FACTORS } else { 0 } {
+        assert_eq!(page.factor(factor).len(), 4 * page.len());
+    }
+    let used: usize = page.row_pages().map(|(_, used)| used).sum();
+    let has_row_pages = layout.row_capacity() > 0;
+    assert_eq!(used, if has_row_pages { page.len() } else { 0 });
+    for entry in 0..page.len() {
+        match page.place(entry) {
+            Some(Place::Row { block, index }) => {
+                assert!(has_row_pages && index < layout.row_capacity());
+                rows.insert((block, index));
+            }
+            place => assert!(!has_row_pages, "{place:?}"),
+        }
+    }
+}
+
+/// Comes back for a row, as a scan does.
+fn read_row(store: &Counted, layout: ListLayout, list: u32, block: Block, index: usize) {
+    let Ok(bytes) = store.read(block) else {
+        return;
+    };
+    let Ok(page) = RowPage::parse(&bytes, block, layout, list) else {
+        return;
+    };
+    let refine = layout.codes().refine.expect("only these have row pages");
+    assert_eq!(page.code(index).len(), refine.code_size);
+    for factor in 0..if refine.is_lossy { REFINE_FACTORS } else { 0 } {
+        black_box(page.factor(factor, index));
+    }
+    black_box(page.tid(index));
 }
 
 fn change_lists(store: &Counted, meta: &Meta) {
@@ -164,12 +212,16 @@ fn change_lists(store: &Counted, meta: &Meta) {
     for list in (0..=meta.lists).rev().take(LISTS as usize) {
         let entry = store.within(1, |store| list_entry(store, &meta.directory, list));
         assert!(entry.is_err() || list < meta.lists);
-        // The directory entry, the list and its new page, and the directory entry.
-        let most = store.longest_list() + 3;
-        let code = code(meta, list.into());
-        let _ = store.within(most, |store| {
-            insert(store, meta, list, tid(2000 + list), &code)
-        });
+        // The directory entry, the list with the row pages of pages that say that they have
+        // room, the new page with a row page, and the directory entry.
+        let row_pages = meta.layout.row_pages() as u64;
+        let most = store.longest_list() * (1 + row_pages) + 4;
+        let record = record(meta, list.into());
+        for row in [2000, 3000] {
+            let _ = store.within(most, |store| {
+                insert(store, meta, list, tid(row + list), &record)
+            });
+        }
         let last = store.block_count().saturating_sub(1);
         let _ = store.within(1, |store| {
             move_insert_block(store, &meta.directory, list, last)
@@ -179,8 +231,9 @@ fn change_lists(store: &Counted, meta: &Meta) {
 
 fn vacuum(store: &Counted, meta: &Meta, block: Block) {
     let run = || {
-        store.within(2, |store| {
-            vacuum_page(store, meta.layout(), block, |tid| tid.offset() % 3 == 0)
+        // To look at it, and to change it with its list page.
+        store.within(3, |store| {
+            vacuum_page(store, meta.layout, block, |tid| tid.offset() % 3 == 0)
         })
     };
     if let Ok(Some(first)) = run() {

@@ -25,11 +25,17 @@ const SEED: u64 = 0x5eed_f155_1bf5_2026;
 pub(super) struct Drawn {
     /// `(rows, dimensions)`
     pub vectors: Vec<f32>,
-    /// The row that each vector is of.
-    pub tids: Vec<Tid>,
+    /// The row that each vector is of, if it is of one.
+    pub tids: Vec<Option<Tid>>,
 }
 
 impl Drawn {
+    /// Vectors that are not of rows, `(rows, dimensions)`.
+    pub fn of_no_rows(vectors: Vec<f32>, dimensions: u32) -> Self {
+        let tids = vec![None; vectors.len() / dimensions as usize];
+        Self { vectors, tids }
+    }
+
     /// Takes `count` of the rows out of it, by chance.
     pub fn hold_back(&mut self, count: usize) -> Self {
         let dimensions = self.vectors.len() / self.tids.len().max(1);
@@ -62,7 +68,7 @@ pub(super) struct Sample {
     seen: u64,
     /// The reservoir, `(rows, dimensions)`.
     vectors: Vec<f32>,
-    tids: Vec<Tid>,
+    tids: Vec<Option<Tid>>,
     scratch: Vec<f32>,
 }
 
@@ -250,9 +256,9 @@ impl Sample {
         if begin == self.vectors.len() {
             self.reserve();
             self.vectors.extend_from_slice(&self.scratch);
-            self.tids.push(tid);
+            self.tids.push(Some(tid));
         } else {
-            self.tids[place as usize] = tid;
+            self.tids[place as usize] = Some(tid);
             let end = begin + self.scratch.len();
             self.vectors[begin..end].copy_from_slice(&self.scratch);
         }

@@ -1,0 +1,202 @@
+//! How codes are compared with a query: see [`Coding`] for what is computed.
+
+use crate::coding::{Coding, FLOAT, dot, float, squared, subtract};
+use crate::error::FaissError;
+use crate::scorer::Scorer;
+use crate::{Metric, distances};
+
+/// A row is taken to be no nearer than its estimate less so many standard deviations.
+const DEVIATIONS: f32 = 3.0;
+/// The same for refine codes, of which few are looked at.
+const REFINE_DEVIATIONS: f32 = 4.0;
+/// Of sums of so large numbers so much is lost by rounding.
+const ROUNDING: f32 = 4e-7;
+
+impl Coding {
+    /// Prepares to compare codes with `query` `(dim)`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when a component is not finite or the length does not fit.
+    pub fn query(&self, query: &[f32]) -> Result<CodedQuery, FaissError> {
+        let mapped = self.map(query)?;
+        let lost = if self.code_dim() < self.dim {
+            (squared(query) - squared(&mapped)).max(0.0)
+        } else {
+            0.0
+        };
+        let codes = self.codes.as_ref();
+        let refine = self.refine.as_ref().map(|refine| {
+            let mut away = query.to_vec();
+            subtract(&mut away, &refine.mean);
+            let constant = match self.metric {
+                Metric::InnerProduct => -dot(&refine.mean, query),
+                Metric::L2 => squared(&away),
+            };
+            Ok::<_, FaissError>(RefineQuery {
+                scorer: refine.quantizer.scorer(query)?,
+                constant: constant as f32,
+                reach: squared(&away).sqrt() as f32 * REFINE_DEVIATIONS,
+            })
+        });
+        Ok(CodedQuery {
+            metric: self.metric,
+            square: squared(&mapped),
+            lost,
+            scorer: codes.map(|codes| codes.scorer(&mapped)).transpose()?,
+            refine: refine.transpose()?,
+            scores: Vec::new(),
+            mapped,
+        })
+    }
+}
+
+/// A query, prepared for the codes of one [`Coding`].
+pub struct CodedQuery {
+    metric: Metric,
+    /// `(code_dim)`
+    mapped: Vec<f32>,
+    square: f64,
+    /// Squared length of what the transform loses of the query.
+    lost: f64,
+    /// `None` for flat codes.
+    scorer: Option<Scorer>,
+    refine: Option<RefineQuery>,
+    scores: Vec<f32>,
+}
+
+struct RefineQuery {
+    scorer: Scorer,
+    constant: f32,
+    /// What an error is multiplied with.
+    reach: f32,
+}
+
+/// An estimate of a key.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// The key.
+    pub key: f32,
+    /// The key is taken to be no smaller than this.
+    pub bound: f32,
+}
+
+/// A list and a query.
+#[derive(Debug, Clone, Copy)]
+pub struct ListQuery {
+    constant: f32,
+    /// What errors are multiplied with.
+    reach: f32,
+}
+
+/// What lies in a list page beside codes: 32-bit floats, `n` of each.
+#[derive(Debug, Clone, Copy)]
+pub struct CodeFactors<'a> {
+    /// Factors of the scores.
+    pub scale: &'a [u8],
+    /// What is added to them.
+    pub offset: &'a [u8],
+    /// Their error.
+    pub error: &'a [u8],
+}
+
+impl CodedQuery {
+    /// The keys of centroids `(lists, code_dim)`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the lengths do not fit.
+    pub fn rank(&self, centroids: &[f32]) -> Result<Vec<f32>, FaissError> {
+        let mut keys = vec![0.0; centroids.len() / self.mapped.len()];
+        distances(self.metric, &self.mapped, centroids, &mut keys)?;
+        if self.metric == Metric::InnerProduct {
+            for key in &mut keys {
+                *key = 0.0 - *key;
+            }
+        }
+        Ok(keys)
+    }
+
+    /// The list with a centroid of this key and squared length; both 0 without centroids.
+    pub fn list(&self, key: f32, square: f32) -> ListQuery {
+        let (key, square) = (f64::from(key), f64::from(square));
+        let away = match self.metric {
+            Metric::L2 => key,
+            Metric::InnerProduct => self.square + square + 2.0 * key,
+        };
+        let reach = DEVIATIONS * away.max(0.0).sqrt() as f32;
+        ListQuery {
+            constant: key as f32,
+            reach: reach.max(self.lost.sqrt() as f32),
+        }
+    }
+
+    /// Writes for each of `n` codes of a list the least key that it may have to `bounds`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when lengths do not fit, or if codes are flat.
+    pub fn bounds(
+        &mut self,
+        list: ListQuery,
+        codes: &[u8],
+        factors: CodeFactors<'_>,
+        n: usize,
+        bounds: &mut Vec<f32>,
+    ) -> Result<(), FaissError> {
+        let scorer = self.scorer.as_mut();
+        let scorer = scorer.ok_or_else(|| FaissError::invalid("flat codes have no bounds"))?;
+        self.scores.resize(n, 0.0);
+        scorer.scan(codes, n, &mut self.scores)?;
+        let score_error = scorer.error();
+        let numbers = |bytes| floats(bytes, n);
+        let (scale, offset) = (numbers(factors.scale)?, numbers(factors.offset)?);
+        let error = numbers(factors.error)?;
+        let (constant, reach) = (list.constant, list.reach);
+        let rounded = constant.abs() * ROUNDING;
+        bounds.clear();
+        bounds.resize(n, 0.0);
+        // Slices of one length, so that the compiler makes vector operations of it.
+        let (bounds, scores) = (&mut bounds[..n], &self.scores[..n]);
+        let (scale, offset, error) = (&scale[..n], &offset[..n], &error[..n]);
+        for i in 0..n {
+            let scored = scale[i] * scores[i];
+            let rounding = rounded + (offset[i].abs() + scored.abs()) * ROUNDING;
+            let margin = reach * error[i] + scale[i].abs() * score_error + rounding;
+            bounds[i] = constant + offset[i] + scored - margin;
+        }
+        Ok(())
+    }
+
+    /// The estimate by a lossy refine code.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if there are no such codes, or for another length.
+    pub fn refine(&self, code: &[u8], offset: f32, error: f32) -> Result<Estimate, FaissError> {
+        let refine = self.refine.as_ref();
+        let refine = refine.ok_or_else(|| FaissError::invalid("there are no refine codes"))?;
+        let score = refine.scorer.score(code)?;
+        let scored = match self.metric {
+            Metric::InnerProduct => -score,
+            Metric::L2 => -2.0 * score,
+        };
+        let key = refine.constant + offset + scored;
+        let rounding = (refine.constant.abs() + offset.abs() + scored.abs()) * ROUNDING;
+        Ok(Estimate {
+            key,
+            bound: key - refine.reach * error - rounding,
+        })
+    }
+}
+
+/// The first `n` floats of bytes, which are copied only where their address keeps them
+/// from being read in place.
+fn floats(bytes: &[u8], n: usize) -> Result<std::borrow::Cow<'_, [f32]>, FaissError> {
+    let bytes = bytes
+        .get(..n * FLOAT)
+        .ok_or_else(|| FaissError::invalid(format!("{} bytes have no {n} floats", bytes.len())))?;
+    // SAFETY: every bit pattern is a float.
+    let (before, floats, after) = unsafe { bytes.align_to::<f32>() };
+    Ok(if before.is_empty() && after.is_empty() {
+        floats.into()
+    } else {
+        bytes.chunks_exact(FLOAT).map(float).collect()
+    })
+}

@@ -1,0 +1,488 @@
+//! How the vectors of an index are coded, and how codes are compared with a query.
+//!
+//! A vector x is mapped to z by the transform A, belongs to the list of a centroid c, and
+//! is stored as a code of its residual r = z - c. The code stands for a vector s that is
+//! scored by inner products ⟨s, q⟩ alone, with the transformed query q: once a query, not
+//! once a list. What else an estimate needs does not depend on the query, and lies with
+//! the code in three numbers, scale, offset and error:
+//!
+//!   key = constant of the list + offset + scale ⟨s, q⟩,
+//!
+//! where a key is what sorts rows: the squared distance, or the negative inner product.
+//! With the estimate r' = f s of r, δ = r - r', and y = q - c:
+//!
+//! - inner product: -⟨z, q⟩ = -⟨c, q⟩ - ⟨δ, c⟩ - ⟨r', q⟩ - ⟨δ, y⟩,
+//! - L2: ‖z - q‖² = ‖y‖² + ‖r‖² + 2⟨r', c⟩ - 2⟨r', q⟩ - 2⟨δ, y⟩.
+//!
+//! Only ⟨δ, y⟩ is unknown. The query's nearest neighbours have a y that is much like r, so
+//! f = ⟨r, r⟩ / ⟨r, s⟩ makes δ orthogonal to r (as in RaBitQ, Gao and Long 2024): otherwise
+//! they would all seem to be farther than they are. As far as δ and y have nothing else to
+//! do with each other, as in random directions, ⟨δ, y⟩ is distributed with a standard
+//! deviation of ‖δ‖‖y‖ / √(d - 1). That, without ‖y‖, is the error; some of them make a
+//! bound.
+//!
+//! A transform to fewer dimensions loses a part of x and a part of q, of lengths u and v.
+//! Of these only bounds are known, which always hold: the squared distance is not smaller
+//! without them, and their inner product is not greater than u v. For the latter u is
+//! added to the error, and what it is multiplied with is not smaller than v.
+//!
+//! Refine codes are the same with the mean of the training sample in place of a
+//! centroid, and without a transform.
+
+use crate::Metric;
+use crate::codec::Codec;
+use crate::error::FaissError;
+use crate::factory::{Code, Factory};
+use crate::quantizer::Quantizer;
+use crate::transform::Transform;
+
+pub(crate) const FLOAT: usize = size_of::<f32>();
+/// Vectors that are mapped or coded at once.
+const CHUNK: usize = 1024;
+
+/// How the vectors of an index are coded, with all that was learned for it.
+pub struct Coding {
+    factory: Factory,
+    pub(crate) metric: Metric,
+    /// Dimensions of the vectors.
+    pub(crate) dim: usize,
+    /// How vectors are stored that are stored as they are.
+    flat: Codec,
+    transform: Option<Transform>,
+    pub(crate) codes: Option<Quantizer>,
+    pub(crate) refine: Option<Refine>,
+}
+
+pub(crate) struct Refine {
+    pub quantizer: Quantizer,
+    pub mean: Vec<f32>,
+}
+
+/// Sizes of the parts of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntrySizes {
+    /// Bytes of the code.
+    pub code: usize,
+    /// Codes lie in blocks of 32.
+    pub is_packed: bool,
+    /// The code loses something: scale, offset and error belong to it.
+    pub is_lossy: bool,
+    /// Bytes of the refine code, and whether it is lossy: offset and error belong to it.
+    pub refine: Option<(usize, bool)>,
+}
+
+/// The parts of an entry that follow from its vector.
+struct Factors {
+    scale: f32,
+    offset: f32,
+    error: f32,
+}
+
+impl Coding {
+    /// The coding of vectors of `dim` dimensions that was not trained yet.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if such vectors cannot be coded so.
+    pub fn check(factory: &Factory, dim: usize) -> Result<(), FaissError> {
+        let mut code_dim = dim;
+        if let Some(kind) = factory.transform {
+            Transform::check(kind, dim)?;
+            code_dim = kind.out_dim(dim);
+        }
+        for (kind, dim) in [
+            (factory.code.quantizer(), code_dim),
+            (factory.refine.and_then(Code::quantizer), dim),
+        ] {
+            if let Some(kind) = kind {
+                Quantizer::check(kind, dim)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a coding with this factory string has in an entry.
+    pub fn sizes(factory: &Factory, dim: usize, flat: Codec) -> EntrySizes {
+        let code_dim = factory.transform.map_or(dim, |kind| kind.out_dim(dim));
+        let refine = factory.refine.map(|code| match code {
+            Code::Flat => (flat.code_size(dim), false),
+            Code::Lossy(kind) => (kind.code_size(dim), true),
+        });
+        match factory.code {
+            Code::Flat => EntrySizes {
+                code: flat.code_size(dim),
+                is_packed: false,
+                is_lossy: false,
+                refine,
+            },
+            Code::Lossy(kind) => EntrySizes {
+                code: kind.code_size(code_dim),
+                is_packed: kind.is_packed(),
+                is_lossy: true,
+                refine,
+            },
+        }
+    }
+
+    /// A coding that stores vectors as they are, and learns nothing.
+    pub fn flat(metric: Metric, dim: usize, flat: Codec) -> Self {
+        Self {
+            factory: Factory::FLAT,
+            metric,
+            dim,
+            flat,
+            transform: None,
+            codes: None,
+            refine: None,
+        }
+    }
+
+    /// Learns what has to be known before the centroids: the refine codes and the
+    /// transform. `sample` `(n, dim)` is mapped, in place, to `(n, code_dim)`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if such vectors cannot be coded so, `Interrupted` if
+    /// `is_interrupted` says so.
+    pub fn train(
+        factory: &Factory,
+        metric: Metric,
+        dim: usize,
+        flat: Codec,
+        sample: &mut Vec<f32>,
+        is_interrupted: &dyn Fn() -> bool,
+    ) -> Result<Self, FaissError> {
+        Self::check(factory, dim)?;
+        let mut coding = Self {
+            factory: *factory,
+            ..Self::flat(metric, dim, flat)
+        };
+        if let Some(kind) = factory.refine.and_then(Code::quantizer) {
+            let mean = mean(dim, sample);
+            let mut scratch = std::mem::take(sample);
+            subtract(&mut scratch, &mean);
+            let quantizer = Quantizer::train(kind, dim, &scratch, is_interrupted)?;
+            add(&mut scratch, &mean);
+            *sample = scratch;
+            coding.refine = Some(Refine { quantizer, mean });
+        }
+        if let Some(kind) = factory.transform {
+            let transform = Transform::train(kind, dim, sample, is_interrupted)?;
+            coding.transform = Some(transform);
+            coding.map_in_place(sample)?;
+        }
+        Ok(coding)
+    }
+
+    /// Learns the codes of residuals. `sample` `(n, code_dim)` are mapped vectors, which
+    /// become residuals in place; `centroids` is `(lists, code_dim)`.
+    ///
+    /// # Errors
+    /// As for [`Self::train`].
+    pub fn train_codes(
+        &mut self,
+        sample: &mut [f32],
+        centroids: &[f32],
+        is_interrupted: &dyn Fn() -> bool,
+    ) -> Result<(), FaissError> {
+        let Code::Lossy(kind) = self.factory.code else {
+            return Ok(());
+        };
+        let dim = self.code_dim();
+        let mut lists = vec![0; CHUNK];
+        for chunk in sample.chunks_mut(CHUNK * dim) {
+            let lists = &mut lists[..chunk.len() / dim];
+            if centroids.len() > dim {
+                crate::assign(self.metric, dim, centroids, chunk, lists)?;
+            }
+            for (vector, list) in chunk.chunks_exact_mut(dim).zip(lists) {
+                let at = *list as usize * dim;
+                subtract(vector, &centroids[at..at + dim]);
+            }
+            if is_interrupted() {
+                return Err(FaissError::Interrupted);
+            }
+        }
+        self.codes = Some(Quantizer::train(kind, dim, sample, is_interrupted)?);
+        Ok(())
+    }
+
+    /// What was learned, as bytes.
+    pub fn state(&self) -> Vec<u8> {
+        let mut state = Vec::new();
+        if let Some(transform) = &self.transform {
+            state.extend(transform.state());
+        }
+        if let Some(codes) = &self.codes {
+            state.extend(codes.state());
+        }
+        if let Some(refine) = &self.refine {
+            state.extend(refine.quantizer.state());
+            state.extend(refine.mean.iter().flat_map(|value| value.to_ne_bytes()));
+        }
+        state
+    }
+
+    /// Length of [`Self::state`].
+    pub fn state_len(&self) -> usize {
+        let transform = self.transform.as_ref().map_or(0, |transform| {
+            Transform::state_size(transform.kind(), self.dim)
+        });
+        let quantizer = |codes: &Quantizer| Quantizer::state_size(codes.kind(), codes.dim());
+        let refine = self.refine.as_ref().map_or(0, |refine| {
+            quantizer(&refine.quantizer) + refine.mean.len() * FLOAT
+        });
+        transform + self.codes.as_ref().map_or(0, quantizer) + refine
+    }
+
+    /// The coding that [`Self::state`] was taken of.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the bytes are not of such a coding.
+    pub fn from_state(
+        factory: &Factory,
+        metric: Metric,
+        dim: usize,
+        flat: Codec,
+        state: &[u8],
+    ) -> Result<Self, FaissError> {
+        Self::check(factory, dim)?;
+        let mut rest = state;
+        let mut take = |len: usize| {
+            let (taken, left) = rest
+                .split_at_checked(len)
+                .ok_or_else(|| FaissError::invalid("the state of the codes is too short"))?;
+            rest = left;
+            Ok::<_, FaissError>(taken)
+        };
+        let mut coding = Self {
+            factory: *factory,
+            ..Self::flat(metric, dim, flat)
+        };
+        if let Some(kind) = factory.transform {
+            let bytes = take(Transform::state_size(kind, dim))?;
+            coding.transform = Some(Transform::from_state(kind, dim, bytes)?);
+        }
+        if let Some(kind) = factory.code.quantizer() {
+            let dim = coding.code_dim();
+            let bytes = take(Quantizer::state_size(kind, dim))?;
+            coding.codes = Some(Quantizer::from_state(kind, dim, bytes)?);
+        }
+        if let Some(kind) = factory.refine.and_then(Code::quantizer) {
+            let quantizer =
+                Quantizer::from_state(kind, dim, take(Quantizer::state_size(kind, dim))?)?;
+            let mean: Vec<f32> = take(dim * FLOAT)?.chunks_exact(FLOAT).map(float).collect();
+            if !mean.iter().all(|value| value.is_finite()) {
+                return Err(FaissError::invalid("the mean is not finite"));
+            }
+            coding.refine = Some(Refine { quantizer, mean });
+        }
+        if rest.is_empty() {
+            Ok(coding)
+        } else {
+            Err(FaissError::invalid("the state of the codes is too long"))
+        }
+    }
+
+    /// The factory string that this is of.
+    pub fn factory(&self) -> &Factory {
+        &self.factory
+    }
+
+    /// Dimensions of centroids and codes.
+    pub fn code_dim(&self) -> usize {
+        self.transform.as_ref().map_or(self.dim, Transform::out_dim)
+    }
+
+    /// Whether codes lose something, so that keys are estimates.
+    pub fn is_lossy(&self) -> bool {
+        self.codes.is_some()
+    }
+
+    /// Whether the entry has the vector itself.
+    pub fn is_exact(&self) -> bool {
+        self.codes.is_none() || self.factory.refine == Some(Code::Flat)
+    }
+
+    /// Maps vectors `(n, dim)`, as they are compared, to `(n, code_dim)`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when a component is not finite or the length does not fit.
+    pub fn map(&self, vectors: &[f32]) -> Result<Vec<f32>, FaissError> {
+        match &self.transform {
+            None => Ok(vectors.to_vec()),
+            Some(transform) => {
+                let mut mapped = Vec::new();
+                transform.apply(vectors, &mut mapped)?;
+                Ok(mapped)
+            }
+        }
+    }
+
+    fn map_in_place(&self, vectors: &mut Vec<f32>) -> Result<(), FaissError> {
+        let (dim, code_dim) = (self.dim, self.code_dim());
+        let (mut read, mut written) = (0, 0);
+        while read < vectors.len() {
+            let end = vectors.len().min(read + CHUNK * dim);
+            let mapped = self.map(&vectors[read..end])?;
+            vectors[written..written + mapped.len()].copy_from_slice(&mapped);
+            written += mapped.len();
+            read = end;
+        }
+        debug_assert_eq!(written * dim, read * code_dim);
+        vectors.truncate(written);
+        Ok(())
+    }
+
+    /// Appends the records of vectors: code, factors, refine code, refine factors.
+    ///
+    /// `raw` `(n, dim)` are the vectors as they were read, `vectors` `(n, dim)` as they are
+    /// compared, `mapped` `(n, code_dim)` what [`Self::map`] made of those, and `centroids`
+    /// `(n, code_dim)` gives the centroid of each, zero without centroids.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when lengths do not fit or a component is not finite.
+    pub fn encode<'c>(
+        &self,
+        raw: &[f32],
+        vectors: &[f32],
+        mapped: &[f32],
+        centroid: impl Fn(usize) -> &'c [f32],
+        records: &mut Vec<u8>,
+    ) -> Result<(), FaissError> {
+        let flat = |source: &[f32]| {
+            let n = source.len() / self.dim;
+            let mut codes = vec![0; n * self.flat.code_size(self.dim)];
+            self.flat.encode(self.dim, source, &mut codes)?;
+            Ok::<_, FaissError>(codes)
+        };
+        let Some(codes) = &self.codes else {
+            records.extend(flat(raw)?);
+            return Ok(());
+        };
+        let refine_flat = match self.factory.refine {
+            Some(Code::Flat) => flat(raw)?,
+            _ => Vec::new(),
+        };
+        let (dim, code_dim) = (self.dim, self.code_dim());
+        let mut refine_codes = refine_flat.chunks_exact(self.flat.code_size(dim));
+        let mut residual = vec![0.0; code_dim];
+        let zero = vec![0.0; code_dim];
+        for (row, z) in mapped.chunks_exact(code_dim).enumerate() {
+            let center = match centroid(row) {
+                [] => &zero[..],
+                center => center,
+            };
+            let vector = &vectors[row * dim..][..dim];
+            residual.copy_from_slice(z);
+            subtract(&mut residual, center);
+            let lost = if code_dim < dim {
+                (squared(vector) - squared(z)).max(0.0)
+            } else {
+                0.0
+            };
+            let factors = code_one(codes, self.metric, &residual, center, lost, records)?;
+            for value in [factors.scale, factors.offset, factors.error] {
+                records.extend(value.to_ne_bytes());
+            }
+            match (&self.refine, self.factory.refine) {
+                (Some(refine), _) => {
+                    let mut residual = vector.to_vec();
+                    subtract(&mut residual, &refine.mean);
+                    let (quantizer, mean) = (&refine.quantizer, &refine.mean);
+                    let factors = code_one(quantizer, self.metric, &residual, mean, 0.0, records)?;
+                    for value in [factors.offset, factors.error] {
+                        records.extend(value.to_ne_bytes());
+                    }
+                }
+                (None, Some(_)) => records.extend(refine_codes.next().unwrap_or_default()),
+                (None, None) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Appends the code of a residual and computes its factors.
+fn code_one(
+    quantizer: &Quantizer,
+    metric: Metric,
+    residual: &[f32],
+    center: &[f32],
+    lost: f64,
+    records: &mut Vec<u8>,
+) -> Result<Factors, FaissError> {
+    let begin = records.len();
+    records.resize(begin + quantizer.code_size(), 0);
+    quantizer.encode(residual, &mut records[begin..])?;
+    let mut stands_for = Vec::with_capacity(residual.len());
+    quantizer.decode(&records[begin..], &mut stands_for)?;
+    let square = squared(residual);
+    let along = dot(residual, &stands_for);
+    let scale = if along > 0.0 { square / along } else { 0.0 };
+    let mut missing = 0.0;
+    let mut missing_along_center = 0.0;
+    let mut estimate_along_center = 0.0;
+    for ((&r, &s), &c) in residual.iter().zip(&stands_for).zip(center) {
+        let estimate = scale * f64::from(s);
+        let delta = f64::from(r) - estimate;
+        missing += delta * delta;
+        missing_along_center += delta * f64::from(c);
+        estimate_along_center += estimate * f64::from(c);
+    }
+    let mut error = (missing / (residual.len() as f64 - 1.0).max(1.0)).sqrt();
+    let (factor, offset) = match metric {
+        Metric::InnerProduct => (1.0, -missing_along_center),
+        Metric::L2 => (2.0, square + 2.0 * estimate_along_center),
+    };
+    if metric == Metric::InnerProduct {
+        error += lost.sqrt();
+    }
+    Ok(Factors {
+        scale: (-factor * scale) as f32,
+        offset: offset as f32,
+        error: (factor * error) as f32,
+    })
+}
+
+/// The squared length of a vector.
+pub fn squared(vector: &[f32]) -> f64 {
+    dot(vector, vector)
+}
+
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| f64::from(*a) * f64::from(*b))
+        .sum()
+}
+
+/// Subtracts `center` from each of `vectors`.
+pub(crate) fn subtract(vectors: &mut [f32], center: &[f32]) {
+    for vector in vectors.chunks_exact_mut(center.len()) {
+        for (value, center) in vector.iter_mut().zip(center) {
+            *value -= center;
+        }
+    }
+}
+
+fn add(vectors: &mut [f32], center: &[f32]) {
+    for vector in vectors.chunks_exact_mut(center.len()) {
+        for (value, center) in vector.iter_mut().zip(center) {
+            *value += center;
+        }
+    }
+}
+
+fn mean(dim: usize, vectors: &[f32]) -> Vec<f32> {
+    let mut sums = vec![0.0; dim];
+    for vector in vectors.chunks_exact(dim) {
+        for (sum, value) in sums.iter_mut().zip(vector) {
+            *sum += f64::from(*value);
+        }
+    }
+    let count = (vectors.len() / dim).max(1) as f64;
+    sums.into_iter().map(|sum| (sum / count) as f32).collect()
+}
+
+pub(crate) fn float(bytes: &[u8]) -> f32 {
+    f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}

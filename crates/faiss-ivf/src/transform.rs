@@ -1,0 +1,378 @@
+//! Linear maps before vectors are put into lists: FAISS's `LinearTransform`s.
+
+use std::ptr::NonNull;
+
+use faiss::index::NativeIndex;
+
+use crate::distance::{check_finite, rows};
+use crate::error::FaissError;
+use crate::poll::polled;
+use crate::quantizer::floats;
+use crate::{Metric, ffi, scale, threads};
+
+/// How the map `y = A x + b` is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TransformKind {
+    /// A random rotation, the same for each sample (FAISS: `RR`). It keeps lengths
+    /// and inner products.
+    RandomRotation,
+    /// The first `out` principal components of what is left of a vector without the
+    /// mean (FAISS: `PCA<out>`).
+    Pca {
+        /// The number of components, at most that of dimensions.
+        out: usize,
+    },
+    /// A rotation and projection after which a product quantizer of `m` parts of 8
+    /// bits loses little (Ge, He, Ke and Sun, "Optimized product quantization for
+    /// approximate nearest neighbor search", CVPR 2013; FAISS: `OPQ<m>_<out>`).
+    Opq {
+        /// The number of parts of the product quantizer, a divisor of `out`.
+        m: usize,
+        /// The number of dimensions after, at most that before.
+        out: usize,
+    },
+}
+
+impl TransformKind {
+    /// The number of dimensions that become of `dim`.
+    pub const fn out_dim(self, dim: usize) -> usize {
+        match self {
+            TransformKind::RandomRotation => dim,
+            TransformKind::Pca { out } | TransformKind::Opq { out, .. } => out,
+        }
+    }
+
+    const fn has_bias(self) -> bool {
+        matches!(self, TransformKind::Pca { .. })
+    }
+}
+
+/// A trained [`TransformKind`].
+#[derive(Debug)]
+pub struct Transform {
+    handle: NonNull<ffi::Transform>,
+    kind: TransformKind,
+    dim: usize,
+}
+
+// SAFETY: the object is never changed after it was made, and FAISS reads it from
+// many threads itself.
+unsafe impl Send for Transform {}
+// SAFETY: as above.
+unsafe impl Sync for Transform {}
+
+impl Drop for Transform {
+    fn drop(&mut self) {
+        // SAFETY: the shim made it, and nobody else owns it.
+        unsafe { ffi::faiss_ivf_transform_free(self.handle.as_ptr()) };
+    }
+}
+
+impl Transform {
+    /// Whether vectors of `dim` dimensions can be mapped so.
+    ///
+    /// # Errors
+    /// `InvalidArgument` says why not.
+    pub fn check(kind: TransformKind, dim: usize) -> Result<(), FaissError> {
+        rows(dim, &[], "vectors")?;
+        let out = kind.out_dim(dim);
+        if out == 0 || out > dim {
+            return Err(FaissError::invalid(format!(
+                "{dim} dimensions cannot become {out}"
+            )));
+        }
+        if let TransformKind::Opq { m, .. } = kind
+            && (m == 0 || !out.is_multiple_of(m))
+        {
+            return Err(FaissError::invalid(format!(
+                "{out} dimensions cannot be cut into {m} equal parts"
+            )));
+        }
+        let values = dim.checked_mul(dim);
+        if values.is_none_or(|values| i32::try_from(values).is_err()) {
+            return Err(FaissError::invalid(format!(
+                "{dim} dimensions are too many for a matrix"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Finds the map for vectors such as `sample` `(n, dim)`. The same sample and
+    /// number of threads give the same map, as long as BLAS is the same: store it.
+    ///
+    /// `interrupted` is asked as by [`kmeans`](crate::kmeans), but not during a
+    /// decomposition of a matrix `(dim, dim)`: `Opq` makes 50 of these, the others one.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the lengths do not fit, there is no vector, or a value
+    /// is not finite; `Interrupted`; `OutOfMemory`.
+    pub fn train(
+        kind: TransformKind,
+        dim: usize,
+        sample: &[f32],
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Self, FaissError> {
+        Self::check(kind, dim)?;
+        if rows(dim, sample, "vectors")? == 0 {
+            return Err(FaissError::invalid("there is no vector to learn from"));
+        }
+        check_finite(sample, "vectors")?;
+        if interrupted() {
+            return Err(FaissError::Interrupted);
+        }
+        let values = match kind {
+            TransformKind::RandomRotation => random_rotation(dim)?,
+            TransformKind::Pca { out } => principal_components(dim, out, sample)?,
+            TransformKind::Opq { m, out } => optimized_rotation(dim, m, out, sample, interrupted)?,
+        };
+        Self::from_values(kind, dim, &values)
+    }
+
+    /// Of the matrix `(out, dim)` and, where the kind has one, the bias `(out)`.
+    fn from_values(kind: TransformKind, dim: usize, values: &[f32]) -> Result<Self, FaissError> {
+        check_finite(values, "values of a transform")?;
+        let (matrix, bias) = values.split_at(dim * kind.out_dim(dim));
+        let bias = if kind.has_bias() {
+            bias.as_ptr()
+        } else {
+            std::ptr::null()
+        };
+        let mut handle = std::ptr::null_mut();
+        FaissError::check(|message, message_bytes| {
+            // SAFETY: matrix and bias have the lengths that the kind says, by which
+            // `values` was made. The shim copies them.
+            unsafe {
+                ffi::faiss_ivf_transform_new(
+                    dim,
+                    kind.out_dim(dim),
+                    matrix.as_ptr(),
+                    bias,
+                    &mut handle,
+                    message,
+                    message_bytes,
+                )
+            }
+        })?;
+        Ok(Transform {
+            handle: NonNull::new(handle).ok_or(FaissError::OutOfMemory)?,
+            kind,
+            dim,
+        })
+    }
+
+    /// Bytes of what [`state`](Self::state) returns.
+    pub const fn state_size(kind: TransformKind, dim: usize) -> usize {
+        let out = kind.out_dim(dim);
+        let bias = if kind.has_bias() { out } else { 0 };
+        (dim * out + bias) * size_of::<f32>()
+    }
+
+    /// What has to be stored to make this map again: the matrix `(out, dim)` and, for
+    /// kinds that have one, the bias `(out)`, floats in the byte order of the machine.
+    pub fn state(&self) -> Vec<u8> {
+        let (mut matrix, mut bias) = (std::ptr::null(), std::ptr::null());
+        // SAFETY: both outputs are locals.
+        unsafe {
+            ffi::faiss_ivf_transform_values(self.handle.as_ptr(), &mut matrix, &mut bias);
+        }
+        let slice = |values: *const f32, len: usize| {
+            if values.is_null() {
+                return &[][..];
+            }
+            // SAFETY: the object owns these values of the lengths by which it was
+            // made, and they neither move nor change while it lives.
+            unsafe { std::slice::from_raw_parts(values, len) }
+        };
+        let values = slice(matrix, self.dim * self.out_dim())
+            .iter()
+            .chain(slice(bias, self.out_dim()));
+        values.flat_map(|value| value.to_ne_bytes()).collect()
+    }
+
+    /// Makes the map whose [`state`](Self::state) was stored.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when `state` cannot be one of this kind and dimension;
+    /// `OutOfMemory`.
+    pub fn from_state(kind: TransformKind, dim: usize, state: &[u8]) -> Result<Self, FaissError> {
+        Self::check(kind, dim)?;
+        let values = floats(state, Self::state_size(kind, dim))?;
+        Self::from_values(kind, dim, &values)
+    }
+
+    /// How the map was found.
+    pub fn kind(&self) -> TransformKind {
+        self.kind
+    }
+
+    /// The number of dimensions before.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The number of dimensions after.
+    pub fn out_dim(&self) -> usize {
+        self.kind.out_dim(self.dim)
+    }
+
+    /// Appends what becomes of `vectors` `(n, dim)` to `out`: `(n, out_dim)`.
+    ///
+    /// It cannot be interrupted: give it vectors in batches. It uses the threads of
+    /// [`set_threads`](crate::set_threads).
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the lengths do not fit or a component is not finite.
+    pub fn apply(&self, vectors: &[f32], out: &mut Vec<f32>) -> Result<(), FaissError> {
+        let n = rows(self.dim, vectors, "vectors")?;
+        // BLAS counts rows with 32 bits.
+        if i32::try_from(n).is_err() {
+            return Err(FaissError::invalid(format!("{n} vectors are too many")));
+        }
+        check_finite(vectors, "vectors")?;
+        let len = n * self.out_dim();
+        out.try_reserve(len).map_err(|_| FaissError::OutOfMemory)?;
+        let begin = out.len();
+        out.resize(begin + len, 0.0);
+        if n == 0 {
+            return Ok(());
+        }
+        let mapped = &mut out[begin..];
+        let run = || {
+            FaissError::check(|message, message_bytes| {
+                // SAFETY: the slices hold n vectors before and after.
+                unsafe {
+                    ffi::faiss_ivf_transform_apply(
+                        self.handle.as_ptr(),
+                        vectors.as_ptr(),
+                        n,
+                        mapped.as_mut_ptr(),
+                        message,
+                        message_bytes,
+                    )
+                }
+            })
+        };
+        threads::for_size(vectors.len().saturating_mul(self.out_dim()), run)
+    }
+}
+
+fn random_rotation(dim: usize) -> Result<Vec<f32>, FaissError> {
+    let mut matrix = vec![0.0; dim * dim];
+    threads::alone(|| {
+        FaissError::check(|message, message_bytes| {
+            // SAFETY: there is room for the matrix.
+            unsafe {
+                ffi::faiss_ivf_random_rotation(dim, matrix.as_mut_ptr(), message, message_bytes)
+            }
+        })
+    })?;
+    Ok(matrix)
+}
+
+/// Vectors around their mean.
+struct Centred {
+    /// The differences from the mean, divided by a [`scale::unit`], as which FAISS
+    /// can square and sum them. All vectors are repeated equally often.
+    vectors: Vec<f32>,
+    mean: Vec<f64>,
+}
+
+impl Centred {
+    /// Of `sample` `(n, dim)`, with at least `rows` rows.
+    fn new(dim: usize, sample: &[f32], rows: usize) -> Result<Self, FaissError> {
+        let n = sample.len() / dim;
+        let mut mean = vec![0.0; dim];
+        for row in sample.chunks_exact(dim) {
+            for (sum, &x) in mean.iter_mut().zip(row) {
+                *sum += f64::from(x) / n as f64;
+            }
+        }
+        let differences = || {
+            let rows = sample.chunks_exact(dim);
+            rows.flat_map(|row| row.iter().zip(&mean).map(|(&x, mean)| f64::from(x) - mean))
+        };
+        let largest = differences().fold(0.0f64, |largest, x| largest.max(x.abs()));
+        let factor = 1.0 / scale::unit(largest);
+        let repeats = rows.div_ceil(n);
+        let mut vectors = Vec::new();
+        vectors
+            .try_reserve_exact(sample.len() * repeats)
+            .map_err(|_| FaissError::OutOfMemory)?;
+        vectors.extend(differences().map(|x| (x * factor) as f32));
+        for _ in 1..repeats {
+            vectors.extend_from_within(..sample.len());
+        }
+        Ok(Centred { vectors, mean })
+    }
+}
+
+/// The matrix `(out, dim)`, and the bias `(out)` that takes the mean away.
+fn principal_components(dim: usize, out: usize, sample: &[f32]) -> Result<Vec<f32>, FaissError> {
+    // With fewer vectors than dimensions FAISS finds directions that are not at
+    // right angles where vectors are not independent.
+    let Centred { vectors, mean } = Centred::new(dim, sample, dim)?;
+    let mut values = vec![0.0; out * dim];
+    let run = || {
+        FaissError::check(|message, message_bytes| {
+            // SAFETY: the slices hold as many vectors and directions.
+            unsafe {
+                ffi::faiss_ivf_principal_components(
+                    dim,
+                    out,
+                    vectors.as_ptr(),
+                    vectors.len() / dim,
+                    values.as_mut_ptr(),
+                    message,
+                    message_bytes,
+                )
+            }
+        })
+    };
+    threads::for_size(vectors.len().saturating_mul(dim), run)?;
+    let product = |row: &[f32]| {
+        row.iter()
+            .zip(&mean)
+            .map(|(&a, x)| f64::from(a) * x)
+            .sum::<f64>()
+    };
+    let bias: Vec<f32> = values
+        .chunks_exact(dim)
+        .map(|row| -product(row) as f32)
+        .collect();
+    values.extend(bias);
+    Ok(values)
+}
+
+fn optimized_rotation(
+    dim: usize,
+    m: usize,
+    out: usize,
+    sample: &[f32],
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Vec<f32>, FaissError> {
+    // As many vectors as the product quantizer has centroids.
+    let Centred { vectors, .. } = Centred::new(dim, sample, 256)?;
+    let mut matrix = vec![0.0; out * dim];
+    polled(interrupted, &mut |_| (), |poll| {
+        poll.with_index(Metric::L2, out / m, |index| {
+            FaissError::check(|message, message_bytes| {
+                // SAFETY: the slices hold as many vectors and rows; the index is for
+                // parts of the vectors after.
+                unsafe {
+                    ffi::faiss_ivf_optimized_rotation(
+                        dim,
+                        out,
+                        m,
+                        vectors.as_ptr(),
+                        vectors.len() / dim,
+                        index.inner_ptr(),
+                        matrix.as_mut_ptr(),
+                        message,
+                        message_bytes,
+                    )
+                }
+            })
+        })
+    })?;
+    Ok(matrix)
+}

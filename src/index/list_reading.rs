@@ -1,0 +1,108 @@
+//! What a scan makes of the pages of a list.
+
+use faiss_ivf::{CodeFactors, CodeScanner, CodedQuery, FaissError};
+use ivf_store::{ListLayout, ListPage, Place};
+
+use super::candidates::{Candidates, Keyed, RowPlace};
+use super::opclass::OpClass;
+use super::trained::Trained;
+use super::work::Work;
+
+/// How a query is compared with what lists hold.
+pub(super) struct Comparison {
+    pub coded: CodedQuery,
+    /// Compares vectors as they are stored.
+    pub flat: Box<dyn CodeScanner>,
+    /// As it is compared.
+    pub query: Vec<f32>,
+}
+
+impl Comparison {
+    pub fn new(opclass: &OpClass, trained: &Trained, query: Vec<f32>) -> Result<Self, FaissError> {
+        Ok(Self {
+            coded: trained.coding.query(&query)?,
+            flat: opclass.codec().scanner(opclass.metric(), &query)?,
+            query,
+        })
+    }
+}
+
+/// A list that is being read.
+pub(super) struct ListReading<'a> {
+    pub opclass: &'static OpClass,
+    pub layout: ListLayout,
+    pub comparison: Option<&'a mut Comparison>,
+    pub is_lossy: bool,
+    /// Key and squared length of its centroid.
+    pub key: f32,
+    pub square: Option<f32>,
+    /// Its place among the ranked lists.
+    pub place: u32,
+    /// Rows whose exact key is smaller are left out.
+    pub least: f32,
+    /// Scratch space.
+    pub keys: &'a mut Vec<f32>,
+}
+
+impl ListReading<'_> {
+    /// Takes what a page has, under its lock.
+    pub fn page(
+        &mut self,
+        page: &ListPage<'_>,
+        found: &mut Candidates,
+        work: &mut Work,
+    ) -> Result<(), FaissError> {
+        work.entries += (page.len() - page.free()) as u64;
+        self.compute(page)?;
+        let capacity = self.layout.row_capacity();
+        if capacity > 0 {
+            for (number, (block, used)) in page.row_pages().enumerate() {
+                let keys = &self.keys[number * capacity..][..used];
+                for (index, &key) in (0..).zip(keys) {
+                    let list = self.place;
+                    let item = RowPlace { block, index, list };
+                    found.push_coded(Keyed { key, item });
+                }
+            }
+            return Ok(());
+        }
+        for (entry, &key) in self.keys.iter().enumerate() {
+            let Some(Place::Tid(tid)) = page.place(entry) else {
+                continue;
+            };
+            let candidate = Keyed { key, item: tid };
+            if self.is_lossy {
+                found.push_refined(candidate);
+            } else if key < self.least {
+                work.left_out += 1;
+            } else {
+                found.push_exact(candidate);
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys of all entries of a page, or bounds on them.
+    fn compute(&mut self, page: &ListPage<'_>) -> Result<(), FaissError> {
+        self.keys.clear();
+        self.keys.resize(page.len(), 0.0);
+        let Some(comparison) = &mut self.comparison else {
+            return Ok(());
+        };
+        if self.is_lossy {
+            let list = comparison.coded.list(self.key, self.square.unwrap_or(0.0));
+            let factors = CodeFactors {
+                scale: page.factor(0),
+                offset: page.factor(1),
+                error: page.factor(2),
+            };
+            let coded = &mut comparison.coded;
+            return coded.bounds(list, page.codes(), factors, page.len(), self.keys);
+        }
+        comparison.flat.scan(page.codes(), page.len(), self.keys)?;
+        for key in self.keys.iter_mut() {
+            *key = self.opclass.key(*key);
+        }
+        Ok(())
+    }
+}
