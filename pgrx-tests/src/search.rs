@@ -30,7 +30,7 @@ const NEAREST: i32 = 10;
 pub enum Reading {
     /// The table, without an index.
     Table,
-    /// All lists of the index: its answers are exact.
+    /// All lists of the index: its answers are exact, but for one in some hundreds.
     AllLists,
     /// As many lists of the index as the session's settings choose.
     ChosenLists,
@@ -91,7 +91,14 @@ pub fn assert_indexes_are_exact(client: &mut Client, table: &str) {
     let by_table = answers_in(&mut snapshot, table, Reading::Table);
     let kinds = SEARCHES.len() as i32 * QUERIES;
     assert_eq!(by_table.len() as i32, kinds * NEAREST, "{table}");
-    assert_same(table, &by_index, &by_table);
+    // Bounds by lossy codes are not certain.
+    let found = by_table.iter().filter(|answer| by_index.contains(answer));
+    let missing = by_table.len() - found.count();
+    assert!(
+        missing <= by_table.len() / 200,
+        "{table}: {missing} of {} answers are missing",
+        by_table.len()
+    );
 }
 
 /// A transaction whose statements all see the same rows.
