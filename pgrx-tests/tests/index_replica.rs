@@ -128,7 +128,8 @@ fn a_standby_follows_a_calibration_and_measures_but_does_not_calibrate() {
         .batch_execute("SET faiss_ivf.nprobe = 65536")
         .unwrap();
     let recall: f64 = pair.reader.query_one(measure, &[&INDEX]).unwrap().get(0);
-    assert_eq!(recall, 1.0);
+    // Bounds by lossy codes are not certain.
+    assert!(recall >= 0.99, "{recall}");
     pair.reader.batch_execute("RESET faiss_ivf.nprobe").unwrap();
     let refused = sql_failure(pair.reader.query(calibrate, &[&INDEX]));
     assert_eq!(refused.state, "25006", "{refused:?}");
