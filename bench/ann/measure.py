@@ -187,7 +187,7 @@ class Bench:
     def middle(self, candidate):
         """The setting at which the method reaches the middle target; the highest if it never does."""
         found = self.results.methods[candidate.name].get("search", {}).get("targets", {})
-        if phases.MIDDLE in found and self.wanted("search"):
+        if found.get(phases.MIDDLE) and self.wanted("search"):
             return found[phases.MIDDLE]["setting"]
         recall = remembered(candidate, self.truth)
         target = float(phases.MIDDLE)

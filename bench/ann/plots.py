@@ -37,7 +37,7 @@ def draw(results, folder, name):
 def points_of(found):
     """(recall, queries per second) of the curve and of the targets, in the settings' order."""
     points = {point["setting"]: (point["recall"], point["qps"]) for point in found["curve"]}
-    for point in found["targets"].values():
+    for point in filter(None, found["targets"].values()):
         points[point["setting"]] = (point["recall"], median(point["qps"]))
     return [points[setting] for setting in sorted(points) if points[setting][0] >= LEAST_RECALL]
 

@@ -44,7 +44,8 @@ def search_table(results, target):
     for name, found in having(results, "search"):
         point = dig(found, "targets", target)
         if point is None:
-            rows.append([name, "does not reach it", *[MISSING] * 7])
+            tried = target in found["targets"]
+            rows.append([name, "does not reach it" if tried else "not measured", *[MISSING] * 7])
             continue
         row = [name, point["setting"], f"{point['recall']:.3f}", several(point["qps"])]
         row += [number(point["p50"], 2), number(point["p95"], 2)]

@@ -81,6 +81,9 @@ def search(watch, pids, candidates, truth, rounds, keep):
             name: least_setting(recalls[name], target, candidate.least, candidate.most)
             for name, candidate in candidates.items()
         }
+        # None says that it was tried.
+        for name in candidates:
+            results[name]["targets"][f"{target:.2f}"] = None
         able = {name: candidate for name, candidate in candidates.items() if settings[name]}
         for candidate in able.values():
             # Its pages are warm after this.

@@ -241,6 +241,8 @@ class Reports(unittest.TestCase):
             results = self.results(folder)
         table = report.search_table(results, "0.95")
         self.assertIn("| ivfflat | 3 | 0.951 | 15 (10 to 20) | 0.90 | 2.00 | – | – | – |", table)
+        self.assertIn("| hnsw | not measured |", report.search_table(results, "0.99"))
+        results.methods["hnsw"]["search"]["targets"]["0.99"] = None
         self.assertIn("| hnsw | does not reach it |", report.search_table(results, "0.99"))
 
     def test_results_of_other_data_are_dropped(self):
