@@ -91,7 +91,6 @@ struct Progress {
 struct Scratch {
     keys: Vec<f32>,
     vector: Vec<f32>,
-    code: Vec<u8>,
 }
 
 #[pg_guard]
@@ -392,15 +391,13 @@ impl Progress {
                 return;
             };
             if self.trained.coding.is_exact() {
-                self.scratch.code.clear();
-                self.scratch.code.extend_from_slice(page.code(index));
                 let mut distance = [0.0];
-                let scanned = comparison.flat.scan(&self.scratch.code, 1, &mut distance);
+                let scanned = comparison.flat.scan(page.code(index), 1, &mut distance);
                 scanned.map(|()| (tid, true, self.opclass.key(distance[0])))
             } else {
-                let (offset, error) = (page.factor(0, index), page.factor(1, index));
-                let estimate = comparison.coded.refine(page.code(index), offset, error);
-                estimate.map(|estimate| (tid, false, estimate.bound))
+                let factors = [0, 1, 2].map(|factor| page.factor(factor, index));
+                let bound = comparison.coded.refine(page.code(index), factors);
+                bound.map(|bound| (tid, false, bound))
             }
         };
         // SAFETY: the caller's promise.

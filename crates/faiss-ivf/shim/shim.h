@@ -222,25 +222,20 @@ int faiss_ivf_fast_scan(
         char* message,
         size_t message_bytes);
 
-/// Makes `y = A x + b` of `matrix` `(dim_out, dim_in)` and `bias` `(dim_out)`,
-/// which may be null for zeros. It is freed by `faiss_ivf_transform_free`.
+/// Makes `y = A x` of `matrix` `(dim_out, dim_in)`. It is freed by
+/// `faiss_ivf_transform_free`.
 int faiss_ivf_transform_new(
         size_t dim_in,
         size_t dim_out,
         const float* matrix,
-        const float* bias,
         FaissIvfTransform** transform,
         char* message,
         size_t message_bytes);
 
 void faiss_ivf_transform_free(FaissIvfTransform* transform);
 
-/// Points `matrix` and `bias` to what the transform was made of, which it owns;
-/// `bias` to null when there is none.
-void faiss_ivf_transform_values(
-        const FaissIvfTransform* transform,
-        const float** matrix,
-        const float** bias);
+/// The matrix that the transform was made of, which it owns.
+const float* faiss_ivf_transform_matrix(const FaissIvfTransform* transform);
 
 /// Writes what becomes of `n` vectors to `out`.
 int faiss_ivf_transform_apply(

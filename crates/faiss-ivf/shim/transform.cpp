@@ -20,17 +20,13 @@ int faiss_ivf_transform_new(
         size_t dim_in,
         size_t dim_out,
         const float* matrix,
-        const float* bias,
         FaissIvfTransform** transform,
         char* message,
         size_t message_bytes) {
     return guarded(message, message_bytes, [&] {
         auto made = std::make_unique<faiss::LinearTransform>(
-                int(dim_in), int(dim_out), bias != nullptr);
+                int(dim_in), int(dim_out), false);
         made->A.assign(matrix, matrix + dim_in * dim_out);
-        if (bias != nullptr) {
-            made->b.assign(bias, bias + dim_out);
-        }
         made->is_trained = true;
         *transform = reinterpret_cast<FaissIvfTransform*>(made.release());
     });
@@ -40,13 +36,8 @@ void faiss_ivf_transform_free(FaissIvfTransform* transform) {
     delete as_faiss(transform);
 }
 
-void faiss_ivf_transform_values(
-        const FaissIvfTransform* transform,
-        const float** matrix,
-        const float** bias) {
-    auto linear = as_faiss(transform);
-    *matrix = linear->A.data();
-    *bias = linear->have_bias ? linear->b.data() : nullptr;
+const float* faiss_ivf_transform_matrix(const FaissIvfTransform* transform) {
+    return as_faiss(transform)->A.data();
 }
 
 int faiss_ivf_transform_apply(
@@ -65,9 +56,6 @@ int faiss_ivf_transform_apply(
         // For one vector BLAS would copy the matrix before it reads it.
         faiss::fvec_inner_products_ny(
                 out, vectors, map->A.data(), map->d_in, map->d_out);
-        for (int i = 0; map->have_bias && i < map->d_out; i++) {
-            out[i] += map->b[i];
-        }
     });
 }
 

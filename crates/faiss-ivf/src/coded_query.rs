@@ -1,6 +1,6 @@
 //! How codes are compared with a query: see [`Coding`] for what is computed.
 
-use crate::coding::{Coding, FLOAT, dot, float, squared, subtract};
+use crate::coding::{Coding, FLOAT, dot, float, is_cut_off, squared, subtract};
 use crate::error::FaissError;
 use crate::scorer::Scorer;
 use crate::{Metric, distances};
@@ -19,11 +19,7 @@ impl Coding {
     /// `InvalidArgument` when a component is not finite or the length does not fit.
     pub fn query(&self, query: &[f32]) -> Result<CodedQuery, FaissError> {
         let mapped = self.map(query)?;
-        let lost = if self.code_dim() < self.dim {
-            (squared(query) - squared(&mapped)).max(0.0)
-        } else {
-            0.0
-        };
+        let lost = self.lost(query, &mapped);
         let codes = self.codes.as_ref();
         let refine = self.refine.as_ref().map(|refine| {
             let mut away = query.to_vec();
@@ -42,6 +38,7 @@ impl Coding {
             metric: self.metric,
             square: squared(&mapped),
             lost,
+            is_cut_off: is_cut_off(&mapped),
             scorer: codes.map(|codes| codes.scorer(&mapped)).transpose()?,
             refine: refine.transpose()?,
             scores: Vec::new(),
@@ -58,6 +55,8 @@ pub struct CodedQuery {
     square: f64,
     /// Squared length of what the transform loses of the query.
     lost: f64,
+    /// The transform could not hold it: scores say nothing.
+    is_cut_off: bool,
     /// `None` for flat codes.
     scorer: Option<Scorer>,
     refine: Option<RefineQuery>,
@@ -69,15 +68,6 @@ struct RefineQuery {
     constant: f32,
     /// What an error is multiplied with.
     reach: f32,
-}
-
-/// An estimate of a key.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Estimate {
-    /// The key.
-    pub key: f32,
-    /// The key is taken to be no smaller than this.
-    pub bound: f32,
 }
 
 /// A list and a query.
@@ -122,7 +112,10 @@ impl CodedQuery {
             Metric::L2 => key,
             Metric::InnerProduct => self.square + square + 2.0 * key,
         };
-        let reach = DEVIATIONS * away.max(0.0).sqrt() as f32;
+        let reach = match self.is_cut_off {
+            true => f32::INFINITY,
+            false => DEVIATIONS * away.max(0.0).sqrt() as f32,
+        };
         ListQuery {
             constant: key as f32,
             reach: reach.max(self.lost.sqrt() as f32),
@@ -160,30 +153,30 @@ impl CodedQuery {
             let scored = scale[i] * scores[i];
             let rounding = rounded + (offset[i].abs() + scored.abs()) * ROUNDING;
             let margin = reach * error[i] + scale[i].abs() * score_error + rounding;
-            bounds[i] = constant + offset[i] + scored - margin;
+            bounds[i] = known(constant + offset[i] + scored - margin);
         }
         Ok(())
     }
 
-    /// The estimate by a lossy refine code.
+    /// The least key that a row may have by its lossy refine code with the factors
+    /// scale, offset and error.
     ///
     /// # Errors
     /// `InvalidArgument` if there are no such codes, or for another length.
-    pub fn refine(&self, code: &[u8], offset: f32, error: f32) -> Result<Estimate, FaissError> {
+    pub fn refine(&self, code: &[u8], factors: [f32; 3]) -> Result<f32, FaissError> {
         let refine = self.refine.as_ref();
         let refine = refine.ok_or_else(|| FaissError::invalid("there are no refine codes"))?;
-        let score = refine.scorer.score(code)?;
-        let scored = match self.metric {
-            Metric::InnerProduct => -score,
-            Metric::L2 => -2.0 * score,
-        };
-        let key = refine.constant + offset + scored;
+        let [scale, offset, error] = factors;
+        let scored = scale * refine.scorer.score(code)?;
         let rounding = (refine.constant.abs() + offset.abs() + scored.abs()) * ROUNDING;
-        Ok(Estimate {
-            key,
-            bound: key - refine.reach * error - rounding,
-        })
+        let margin = refine.reach * error + rounding;
+        Ok(known(refine.constant + offset + scored - margin))
     }
+}
+
+/// A bound, or that there is none where infinities have cancelled each other.
+fn known(bound: f32) -> f32 {
+    bound.max(f32::NEG_INFINITY)
 }
 
 /// The first `n` floats of bytes, which are copied only where their address keeps them

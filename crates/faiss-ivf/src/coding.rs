@@ -67,11 +67,11 @@ pub struct EntrySizes {
     pub is_packed: bool,
     /// The code loses something: scale, offset and error belong to it.
     pub is_lossy: bool,
-    /// Bytes of the refine code, and whether it is lossy: offset and error belong to it.
+    /// Bytes of the refine code, and whether it is lossy: it has the same numbers then.
     pub refine: Option<(usize, bool)>,
 }
 
-/// The parts of an entry that follow from its vector.
+/// The numbers that belong to a lossy code.
 struct Factors {
     scale: f32,
     offset: f32,
@@ -302,7 +302,8 @@ impl Coding {
         self.codes.is_none() || self.factory.refine == Some(Code::Flat)
     }
 
-    /// Maps vectors `(n, dim)`, as they are compared, to `(n, code_dim)`.
+    /// Maps vectors `(n, dim)`, as they are compared, to `(n, code_dim)`. What a float
+    /// cannot hold becomes the largest that it can.
     ///
     /// # Errors
     /// `InvalidArgument` when a component is not finite or the length does not fit.
@@ -312,6 +313,9 @@ impl Coding {
             Some(transform) => {
                 let mut mapped = Vec::new();
                 transform.apply(vectors, &mut mapped)?;
+                for value in mapped.iter_mut().filter(|value| !value.is_finite()) {
+                    *value = value.clamp(f32::MIN, f32::MAX).max(f32::MIN);
+                }
                 Ok(mapped)
             }
         }
@@ -364,7 +368,7 @@ impl Coding {
         };
         let (dim, code_dim) = (self.dim, self.code_dim());
         let mut refine_codes = refine_flat.chunks_exact(self.flat.code_size(dim));
-        let mut residual = vec![0.0; code_dim];
+        let mut coder = RowCoder::new(self.metric, records);
         let zero = vec![0.0; code_dim];
         for (row, z) in mapped.chunks_exact(code_dim).enumerate() {
             let center = match centroid(row) {
@@ -372,56 +376,109 @@ impl Coding {
                 center => center,
             };
             let vector = &vectors[row * dim..][..dim];
-            residual.copy_from_slice(z);
-            subtract(&mut residual, center);
-            let lost = if code_dim < dim {
-                (squared(vector) - squared(z)).max(0.0)
-            } else {
-                0.0
-            };
-            let factors = code_one(codes, self.metric, &residual, center, lost, records)?;
-            for value in [factors.scale, factors.offset, factors.error] {
-                records.extend(value.to_ne_bytes());
-            }
+            let lost = self.lost(vector, z);
+            let factors = coder.code(codes, z, center, lost)?;
+            coder.put_factors(&factors);
             match (&self.refine, self.factory.refine) {
                 (Some(refine), _) => {
-                    let mut residual = vector.to_vec();
-                    subtract(&mut residual, &refine.mean);
-                    let (quantizer, mean) = (&refine.quantizer, &refine.mean);
-                    let factors = code_one(quantizer, self.metric, &residual, mean, 0.0, records)?;
-                    for value in [factors.offset, factors.error] {
-                        records.extend(value.to_ne_bytes());
-                    }
+                    let factors = coder.code(&refine.quantizer, vector, &refine.mean, 0.0)?;
+                    coder.put_factors(&factors);
                 }
-                (None, Some(_)) => records.extend(refine_codes.next().unwrap_or_default()),
+                (None, Some(_)) => {
+                    let code = refine_codes.next().unwrap_or_default();
+                    coder.records.extend_from_slice(code);
+                }
                 (None, None) => {}
             }
         }
         Ok(())
     }
+
+    /// The squared length of what the transform loses of a vector.
+    pub(crate) fn lost(&self, vector: &[f32], mapped: &[f32]) -> f64 {
+        if mapped.len() < vector.len() {
+            (squared(vector) - squared(mapped)).max(0.0)
+        } else {
+            0.0
+        }
+    }
 }
 
-/// Appends the code of a residual and computes its factors.
-fn code_one(
-    quantizer: &Quantizer,
+/// Codes rows one by one, into records.
+struct RowCoder<'r> {
+    metric: Metric,
+    records: &'r mut Vec<u8>,
+    residual: Vec<f32>,
+    stands_for: Vec<f32>,
+}
+
+impl<'r> RowCoder<'r> {
+    fn new(metric: Metric, records: &'r mut Vec<u8>) -> Self {
+        Self {
+            metric,
+            records,
+            residual: Vec::new(),
+            stands_for: Vec::new(),
+        }
+    }
+
+    fn put_factors(&mut self, factors: &Factors) {
+        let numbers = [factors.scale, factors.offset, factors.error];
+        self.records
+            .extend(numbers.iter().flat_map(|number| number.to_ne_bytes()));
+    }
+
+    /// Appends the code of what lies between `center` and a vector, and computes its
+    /// factors. A vector that is too far away for a float has a code that says nothing,
+    /// and an infinite error.
+    fn code(
+        &mut self,
+        quantizer: &Quantizer,
+        vector: &[f32],
+        center: &[f32],
+        lost: f64,
+    ) -> Result<Factors, FaissError> {
+        let residual = &mut self.residual;
+        residual.clear();
+        residual.extend_from_slice(vector);
+        subtract(residual, center);
+        let begin = self.records.len();
+        self.records.resize(begin + quantizer.code_size(), 0);
+        if is_cut_off(vector) || is_cut_off(residual) {
+            return Ok(Factors {
+                scale: 0.0,
+                offset: 0.0,
+                error: f32::INFINITY,
+            });
+        }
+        quantizer.encode(residual, &mut self.records[begin..])?;
+        self.stands_for.clear();
+        quantizer.decode(&self.records[begin..], &mut self.stands_for)?;
+        Ok(factors(
+            self.metric,
+            residual,
+            &self.stands_for,
+            center,
+            lost,
+        ))
+    }
+}
+
+/// The factors of a code that stands for `stands_for`.
+fn factors(
     metric: Metric,
     residual: &[f32],
+    stands_for: &[f32],
     center: &[f32],
     lost: f64,
-    records: &mut Vec<u8>,
-) -> Result<Factors, FaissError> {
-    let begin = records.len();
-    records.resize(begin + quantizer.code_size(), 0);
-    quantizer.encode(residual, &mut records[begin..])?;
-    let mut stands_for = Vec::with_capacity(residual.len());
-    quantizer.decode(&records[begin..], &mut stands_for)?;
+) -> Factors {
     let square = squared(residual);
-    let along = dot(residual, &stands_for);
+    let along = dot(residual, stands_for);
     let scale = if along > 0.0 { square / along } else { 0.0 };
     let mut missing = 0.0;
     let mut missing_along_center = 0.0;
     let mut estimate_along_center = 0.0;
-    for ((&r, &s), &c) in residual.iter().zip(&stands_for).zip(center) {
+    for ((&r, &s), &c) in residual.iter().zip(stands_for).zip(center) {
         let estimate = scale * f64::from(s);
         let delta = f64::from(r) - estimate;
         missing += delta * delta;
@@ -436,11 +493,16 @@ fn code_one(
     if metric == Metric::InnerProduct {
         error += lost.sqrt();
     }
-    Ok(Factors {
+    Factors {
         scale: (-factor * scale) as f32,
         offset: offset as f32,
         error: (factor * error) as f32,
-    })
+    }
+}
+
+/// Whether a component is infinite, or [`Coding::map`] has made it the largest float.
+pub(crate) fn is_cut_off(vector: &[f32]) -> bool {
+    !vector.iter().all(|value| value.abs() < f32::MAX)
 }
 
 /// The squared length of a vector.

@@ -202,7 +202,6 @@ unsafe extern "C" {
         dim_in: usize,
         dim_out: usize,
         matrix: *const f32,
-        bias: *const f32,
         transform: *mut *mut Transform,
         message: *mut c_char,
         message_bytes: usize,
@@ -210,11 +209,7 @@ unsafe extern "C" {
 
     pub(crate) fn faiss_ivf_transform_free(transform: *mut Transform);
 
-    pub(crate) fn faiss_ivf_transform_values(
-        transform: *const Transform,
-        matrix: *mut *const f32,
-        bias: *mut *const f32,
-    );
+    pub(crate) fn faiss_ivf_transform_matrix(transform: *const Transform) -> *const f32;
 
     pub(crate) fn faiss_ivf_transform_apply(
         transform: *const Transform,

@@ -26,31 +26,3 @@ pub(crate) const fn block_size(code_size: usize) -> usize {
 pub(crate) const fn sub_codes(code_size: usize) -> usize {
     code_size * 2
 }
-
-/// The byte of the first half of a lane that holds a slot, and the position of its
-/// bits there.
-fn place(slot: usize) -> (usize, u32) {
-    assert!(slot < SLOTS, "slot {slot} of a block of {SLOTS}");
-    let row = slot % 16;
-    let byte = if row < 8 { 2 * row } else { 2 * (row - 8) + 1 };
-    (byte, if slot < 16 { 0 } else { 4 })
-}
-
-/// Puts a code in row form at a slot of a block.
-pub(crate) fn pack(block: &mut [u8], slot: usize, code: &[u8]) {
-    let (byte, shift) = place(slot);
-    for (lane, code) in block.chunks_exact_mut(LANE).zip(code) {
-        for (at, sub_code) in [(byte, code & 15), (byte + 16, code >> 4)] {
-            lane[at] = lane[at] & !(15 << shift) | sub_code << shift;
-        }
-    }
-}
-
-/// Writes the code at a slot of a block in row form.
-pub(crate) fn unpack(block: &[u8], slot: usize, code: &mut [u8]) {
-    let (byte, shift) = place(slot);
-    for (lane, code) in block.chunks_exact(LANE).zip(code) {
-        let sub_code = |at: usize| lane[at] >> shift & 15;
-        *code = sub_code(byte) | sub_code(byte + 16) << 4;
-    }
-}

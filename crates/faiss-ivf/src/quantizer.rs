@@ -40,7 +40,7 @@ pub enum QuantizerKind {
 }
 
 impl QuantizerKind {
-    /// True for codes that lists store in blocks of 32, see [`Quantizer::pack`].
+    /// True for codes that lists store in blocks of 32, in FAISS's layout for fast scan.
     pub const fn is_packed(self) -> bool {
         matches!(self, QuantizerKind::Pq4 { .. } | QuantizerKind::Signs)
     }
@@ -235,7 +235,7 @@ impl Quantizer {
         self.kind.code_size(self.dim)
     }
 
-    /// True when lists store blocks of 32 codes, see [`pack`](Self::pack).
+    /// True when lists store blocks of 32 codes, in FAISS's layout for fast scan.
     pub fn is_packed(&self) -> bool {
         self.kind.is_packed()
     }
@@ -243,31 +243,6 @@ impl Quantizer {
     /// Bytes of a block of 32 packed codes; 0 for codes that are not packed.
     pub fn block_size(&self) -> usize {
         self.kind.block_size(self.dim)
-    }
-
-    /// Puts a code in row form at `slot`, 0 to 31, of a block, and leaves the other
-    /// slots as they are.
-    ///
-    /// # Panics
-    /// When codes of this kind are not packed, or a length or the slot does not fit.
-    pub fn pack(&self, block: &mut [u8], slot: usize, code: &[u8]) {
-        self.check_slot(block, code);
-        packed::pack(block, slot, code);
-    }
-
-    /// Writes the code at `slot`, 0 to 31, of a block in row form to `code`.
-    ///
-    /// # Panics
-    /// As [`pack`](Self::pack).
-    pub fn unpack(&self, block: &[u8], slot: usize, code: &mut [u8]) {
-        self.check_slot(block, code);
-        packed::unpack(block, slot, code);
-    }
-
-    fn check_slot(&self, block: &[u8], code: &[u8]) {
-        assert!(self.is_packed(), "codes of this kind are not packed");
-        assert_eq!(block.len(), self.block_size(), "bytes of a block");
-        assert_eq!(code.len(), self.code_size(), "bytes of a code");
     }
 
     /// Encodes `vectors` `(n, dim)` into `codes`, `n * code_size` bytes in row form.

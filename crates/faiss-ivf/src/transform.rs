@@ -1,4 +1,6 @@
-//! Linear maps before vectors are put into lists: FAISS's `LinearTransform`s.
+//! Linear maps before vectors are put into lists: FAISS's `LinearTransform`s, without
+//! what some of them add. FAISS subtracts the mean before it takes principal components;
+//! that changes no distance, but it would change inner products.
 
 use std::ptr::NonNull;
 
@@ -10,14 +12,14 @@ use crate::poll::polled;
 use crate::quantizer::floats;
 use crate::{Metric, ffi, scale, threads};
 
-/// How the map `y = A x + b` is found.
+/// How the map `y = A x` is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TransformKind {
     /// A random rotation, the same for each sample (FAISS: `RR`). It keeps lengths
     /// and inner products.
     RandomRotation,
-    /// The first `out` principal components of what is left of a vector without the
-    /// mean (FAISS: `PCA<out>`).
+    /// The first `out` principal components of vectors around their mean (FAISS:
+    /// `PCA<out>`).
     Pca {
         /// The number of components, at most that of dimensions.
         out: usize,
@@ -40,10 +42,6 @@ impl TransformKind {
             TransformKind::RandomRotation => dim,
             TransformKind::Pca { out } | TransformKind::Opq { out, .. } => out,
         }
-    }
-
-    const fn has_bias(self) -> bool {
-        matches!(self, TransformKind::Pca { .. })
     }
 }
 
@@ -125,28 +123,20 @@ impl Transform {
             TransformKind::Pca { out } => principal_components(dim, out, sample)?,
             TransformKind::Opq { m, out } => optimized_rotation(dim, m, out, sample, interrupted)?,
         };
-        Self::from_values(kind, dim, &values)
+        Self::from_matrix(kind, dim, &values)
     }
 
-    /// Of the matrix `(out, dim)` and, where the kind has one, the bias `(out)`.
-    fn from_values(kind: TransformKind, dim: usize, values: &[f32]) -> Result<Self, FaissError> {
-        check_finite(values, "values of a transform")?;
-        let (matrix, bias) = values.split_at(dim * kind.out_dim(dim));
-        let bias = if kind.has_bias() {
-            bias.as_ptr()
-        } else {
-            std::ptr::null()
-        };
+    /// Of the matrix `(out, dim)`.
+    fn from_matrix(kind: TransformKind, dim: usize, matrix: &[f32]) -> Result<Self, FaissError> {
+        check_finite(matrix, "values of a transform")?;
         let mut handle = std::ptr::null_mut();
         FaissError::check(|message, message_bytes| {
-            // SAFETY: matrix and bias have the lengths that the kind says, by which
-            // `values` was made. The shim copies them.
+            // SAFETY: the matrix has the length that the kind says. The shim copies it.
             unsafe {
                 ffi::faiss_ivf_transform_new(
                     dim,
                     kind.out_dim(dim),
                     matrix.as_ptr(),
-                    bias,
                     &mut handle,
                     message,
                     message_bytes,
@@ -162,31 +152,22 @@ impl Transform {
 
     /// Bytes of what [`state`](Self::state) returns.
     pub const fn state_size(kind: TransformKind, dim: usize) -> usize {
-        let out = kind.out_dim(dim);
-        let bias = if kind.has_bias() { out } else { 0 };
-        (dim * out + bias) * size_of::<f32>()
+        dim * kind.out_dim(dim) * size_of::<f32>()
     }
 
-    /// What has to be stored to make this map again: the matrix `(out, dim)` and, for
-    /// kinds that have one, the bias `(out)`, floats in the byte order of the machine.
+    /// What has to be stored to make this map again: the matrix `(out, dim)`, floats in
+    /// the byte order of the machine.
     pub fn state(&self) -> Vec<u8> {
-        let (mut matrix, mut bias) = (std::ptr::null(), std::ptr::null());
-        // SAFETY: both outputs are locals.
-        unsafe {
-            ffi::faiss_ivf_transform_values(self.handle.as_ptr(), &mut matrix, &mut bias);
-        }
-        let slice = |values: *const f32, len: usize| {
-            if values.is_null() {
-                return &[][..];
-            }
-            // SAFETY: the object owns these values of the lengths by which it was
-            // made, and they neither move nor change while it lives.
-            unsafe { std::slice::from_raw_parts(values, len) }
+        // SAFETY: the object owns a matrix of this length, by which it was made, and it
+        // neither moves nor changes while the object lives.
+        let matrix = unsafe {
+            let matrix = ffi::faiss_ivf_transform_matrix(self.handle.as_ptr());
+            std::slice::from_raw_parts(matrix, self.dim * self.out_dim())
         };
-        let values = slice(matrix, self.dim * self.out_dim())
+        matrix
             .iter()
-            .chain(slice(bias, self.out_dim()));
-        values.flat_map(|value| value.to_ne_bytes()).collect()
+            .flat_map(|value| value.to_ne_bytes())
+            .collect()
     }
 
     /// Makes the map whose [`state`](Self::state) was stored.
@@ -197,7 +178,7 @@ impl Transform {
     pub fn from_state(kind: TransformKind, dim: usize, state: &[u8]) -> Result<Self, FaissError> {
         Self::check(kind, dim)?;
         let values = floats(state, Self::state_size(kind, dim))?;
-        Self::from_values(kind, dim, &values)
+        Self::from_matrix(kind, dim, &values)
     }
 
     /// How the map was found.
@@ -269,49 +250,39 @@ fn random_rotation(dim: usize) -> Result<Vec<f32>, FaissError> {
     Ok(matrix)
 }
 
-/// Vectors around their mean.
-struct Centred {
-    /// The differences from the mean, divided by a [`scale::unit`], as which FAISS
-    /// can square and sum them. All vectors are repeated equally often.
-    vectors: Vec<f32>,
-    mean: Vec<f64>,
-}
-
-impl Centred {
-    /// Of `sample` `(n, dim)`, with at least `rows` rows.
-    fn new(dim: usize, sample: &[f32], rows: usize) -> Result<Self, FaissError> {
-        let n = sample.len() / dim;
-        let mut mean = vec![0.0; dim];
-        for row in sample.chunks_exact(dim) {
-            for (sum, &x) in mean.iter_mut().zip(row) {
-                *sum += f64::from(x) / n as f64;
-            }
+/// `sample` `(n, dim)` around its mean, divided by a [`scale::unit`], as which FAISS can
+/// square and sum it. All vectors are repeated equally often, until there are `rows`.
+fn centred(dim: usize, sample: &[f32], rows: usize) -> Result<Vec<f32>, FaissError> {
+    let n = sample.len() / dim;
+    let mut mean = vec![0.0; dim];
+    for row in sample.chunks_exact(dim) {
+        for (sum, &x) in mean.iter_mut().zip(row) {
+            *sum += f64::from(x) / n as f64;
         }
-        let differences = || {
-            let rows = sample.chunks_exact(dim);
-            rows.flat_map(|row| row.iter().zip(&mean).map(|(&x, mean)| f64::from(x) - mean))
-        };
-        let largest = differences().fold(0.0f64, |largest, x| largest.max(x.abs()));
-        let factor = 1.0 / scale::unit(largest);
-        let repeats = rows.div_ceil(n);
-        let mut vectors = Vec::new();
-        vectors
-            .try_reserve_exact(sample.len() * repeats)
-            .map_err(|_| FaissError::OutOfMemory)?;
-        vectors.extend(differences().map(|x| (x * factor) as f32));
-        for _ in 1..repeats {
-            vectors.extend_from_within(..sample.len());
-        }
-        Ok(Centred { vectors, mean })
     }
+    let differences = || {
+        let rows = sample.chunks_exact(dim);
+        rows.flat_map(|row| row.iter().zip(&mean).map(|(&x, mean)| f64::from(x) - mean))
+    };
+    let largest = differences().fold(0.0f64, |largest, x| largest.max(x.abs()));
+    let factor = 1.0 / scale::unit(largest);
+    let repeats = rows.div_ceil(n);
+    let mut vectors = Vec::new();
+    vectors
+        .try_reserve_exact(sample.len() * repeats)
+        .map_err(|_| FaissError::OutOfMemory)?;
+    vectors.extend(differences().map(|x| (x * factor) as f32));
+    for _ in 1..repeats {
+        vectors.extend_from_within(..sample.len());
+    }
+    Ok(vectors)
 }
 
-/// The matrix `(out, dim)`, and the bias `(out)` that takes the mean away.
 fn principal_components(dim: usize, out: usize, sample: &[f32]) -> Result<Vec<f32>, FaissError> {
     // With fewer vectors than dimensions FAISS finds directions that are not at
     // right angles where vectors are not independent.
-    let Centred { vectors, mean } = Centred::new(dim, sample, dim)?;
-    let mut values = vec![0.0; out * dim];
+    let vectors = centred(dim, sample, dim)?;
+    let mut matrix = vec![0.0; out * dim];
     let run = || {
         FaissError::check(|message, message_bytes| {
             // SAFETY: the slices hold as many vectors and directions.
@@ -321,7 +292,7 @@ fn principal_components(dim: usize, out: usize, sample: &[f32]) -> Result<Vec<f3
                     out,
                     vectors.as_ptr(),
                     vectors.len() / dim,
-                    values.as_mut_ptr(),
+                    matrix.as_mut_ptr(),
                     message,
                     message_bytes,
                 )
@@ -329,18 +300,7 @@ fn principal_components(dim: usize, out: usize, sample: &[f32]) -> Result<Vec<f3
         })
     };
     threads::for_size(vectors.len().saturating_mul(dim), run)?;
-    let product = |row: &[f32]| {
-        row.iter()
-            .zip(&mean)
-            .map(|(&a, x)| f64::from(a) * x)
-            .sum::<f64>()
-    };
-    let bias: Vec<f32> = values
-        .chunks_exact(dim)
-        .map(|row| -product(row) as f32)
-        .collect();
-    values.extend(bias);
-    Ok(values)
+    Ok(matrix)
 }
 
 fn optimized_rotation(
@@ -351,7 +311,7 @@ fn optimized_rotation(
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Vec<f32>, FaissError> {
     // As many vectors as the product quantizer has centroids.
-    let Centred { vectors, .. } = Centred::new(dim, sample, 256)?;
+    let vectors = centred(dim, sample, 256)?;
     let mut matrix = vec![0.0; out * dim];
     polled(interrupted, &mut |_| (), |poll| {
         poll.with_index(Metric::L2, out / m, |index| {

@@ -12,8 +12,6 @@ use crate::page::{Block, DATA_START, PageBytes, SPECIAL_START, get_u32};
 pub const BLOCK_CODES: usize = 32;
 /// Numbers that a lossy code has: scale, offset, error.
 pub const FACTORS: usize = 3;
-/// Numbers that a lossy refine code has: offset, error.
-pub const REFINE_FACTORS: usize = 2;
 
 const ROOM: usize = SPECIAL_START - DATA_START;
 const NUMBER: usize = size_of::<f32>();
@@ -39,7 +37,7 @@ pub struct Codes {
 pub struct RefineCodes {
     /// Size of a refine code in bytes.
     pub code_size: usize,
-    /// The refine code is not the vector itself; [`REFINE_FACTORS`] numbers belong to it.
+    /// The refine code is not the vector itself; [`FACTORS`] numbers belong to it.
     pub is_lossy: bool,
 }
 
@@ -124,7 +122,7 @@ impl ListLayout {
     pub fn record_size(&self) -> usize {
         let factors = usize::from(self.codes.is_lossy) * FACTORS * NUMBER;
         let refine = self.codes.refine.map_or(0, |refine| {
-            refine.code_size + usize::from(refine.is_lossy) * REFINE_FACTORS * NUMBER
+            refine.code_size + usize::from(refine.is_lossy) * FACTORS * NUMBER
         });
         self.codes.code_size + factors + refine
     }
@@ -188,7 +186,7 @@ impl ListLayout {
         DATA_START + index * self.codes.refine.map_or(0, |refine| refine.code_size)
     }
 
-    /// Where the numbers of one of the [`REFINE_FACTORS`] begin in a row page.
+    /// Where the numbers of one of the [`FACTORS`] begin in a row page.
     pub(crate) fn refine_factor_at(&self, factor: usize) -> usize {
         let codes = self.refine_at(self.row_capacity) - DATA_START;
         let begin = DATA_START + codes.next_multiple_of(ALIGNMENT);
@@ -198,7 +196,7 @@ impl ListLayout {
     /// Where the row pointer of an entry lies in its row page.
     pub(crate) fn row_tid_at(&self, index: usize) -> usize {
         let is_lossy = self.codes.refine.is_some_and(|refine| refine.is_lossy);
-        let factors = usize::from(is_lossy) * REFINE_FACTORS;
+        let factors = usize::from(is_lossy) * FACTORS;
         self.refine_factor_at(factors).next_multiple_of(ALIGNMENT) + index * TID
     }
 
@@ -212,7 +210,7 @@ impl ListLayout {
 /// of 32). The numbers 2p and 2p + 1 of all codes are bytes 32 p to 32 p + 31 of the
 /// block, 16 of them for each; a byte has the number of one code in its low half and
 /// that of the code 16 slots on in its high half.
-pub(crate) fn pack(block: &mut [u8], slot: usize, code: &[u8]) {
+pub fn pack(block: &mut [u8], slot: usize, code: &[u8]) {
     let column = match slot % 16 {
         low @ 0..8 => 2 * low,
         high => 2 * (high - 8) + 1,

@@ -33,7 +33,7 @@ pub use directory::{ListEntry, list_entries, list_entry, move_insert_block, writ
 pub use error::StoreError;
 pub use extent::{Extent, read_extent, write_extent};
 pub use insert::insert;
-pub use layout::{BLOCK_CODES, Codes, FACTORS, ListLayout, REFINE_FACTORS, RefineCodes};
+pub use layout::{BLOCK_CODES, Codes, FACTORS, ListLayout, RefineCodes, pack};
 pub use list::{ListCursor, ListPage, Place};
 pub use memory::MemoryStore;
 pub use meta::{Distance, Element, MAX_FACTORY_LEN, META_BLOCK, Meta};

@@ -1,7 +1,7 @@
 //! Row pages: refine codes and row pointers of the entries of one list page.
 
 use crate::error::StoreError;
-use crate::layout::{ListLayout, REFINE_FACTORS};
+use crate::layout::{FACTORS, ListLayout};
 use crate::page::{self, Block, PageBytes, PageKind, get_u64, put_u64};
 use crate::tid::Tid;
 
@@ -68,7 +68,7 @@ impl<'a> RowPage<'a> {
         &self.bytes[self.layout.refine_at(index)..self.layout.refine_at(index + 1)]
     }
 
-    /// One of the [`REFINE_FACTORS`] numbers of the refine code at `index`, if such
+    /// One of the [`FACTORS`] numbers of the refine code at `index`, if such
     /// codes are lossy.
     ///
     /// # Panics
@@ -76,7 +76,7 @@ impl<'a> RowPage<'a> {
     #[must_use]
     pub fn factor(&self, factor: usize, index: usize) -> f32 {
         let refine = self.layout.codes().refine;
-        assert!(refine.is_some_and(|refine| refine.is_lossy) && factor < REFINE_FACTORS);
+        assert!(refine.is_some_and(|refine| refine.is_lossy) && factor < FACTORS);
         assert!(index < self.layout.row_capacity());
         let at = self.layout.refine_factor_at(factor) + index * size_of::<f32>();
         f32::from_bits(page::get_u32(self.bytes, at))

@@ -1,5 +1,6 @@
 //! The public functions against plain Rust.
 
+mod coding;
 mod distances;
 mod kmeans;
 mod quantizers;

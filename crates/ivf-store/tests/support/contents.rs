@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use ivf_store::{
-    FACTORS, ListCursor, ListLayout, ListPage, MemoryStore, Meta, PageStore, Place, REFINE_FACTORS,
-    RowPage, StoreError, Tid, list_entries,
+    FACTORS, ListCursor, ListLayout, ListPage, MemoryStore, Meta, PageStore, Place, RowPage,
+    StoreError, Tid, list_entries,
 };
 
 /// Which numbers share a byte of a packed block with those of the code 16 slots on, as in
@@ -102,7 +102,7 @@ fn second_part(
     let page = RowPage::parse(&bytes, block, layout, list)?;
     record.extend(page.code(index));
     let is_lossy = (layout.codes().refine).is_some_and(|refine| refine.is_lossy);
-    for factor in 0..if is_lossy { REFINE_FACTORS } else { 0 } {
+    for factor in 0..if is_lossy { FACTORS } else { 0 } {
         record.extend(page.factor(factor, index).to_ne_bytes());
     }
     Ok(page.tid(index))

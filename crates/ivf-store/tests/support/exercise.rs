@@ -8,9 +8,8 @@ use std::hint::black_box;
 
 use ivf_store::{
     BLOCK_CODES, Block, FACTORS, ListCursor, ListEntry, ListLayout, ListPage, MemoryStore, Meta,
-    PAGE_SIZE, PageBytes, PageChange, PageKind, PageStore, Place, REFINE_FACTORS, RecallCurve,
-    RowPage, StoreError, insert, list_entries, list_entry, move_insert_block, read_extent,
-    vacuum_page,
+    PAGE_SIZE, PageBytes, PageChange, PageKind, PageStore, Place, RecallCurve, RowPage, StoreError,
+    insert, list_entries, list_entry, move_insert_block, read_extent, vacuum_page,
 };
 
 use super::index::{record, tid};
@@ -201,7 +200,7 @@ fn read_row(store: &Counted, layout: ListLayout, list: u32, block: Block, index:
     };
     let refine = layout.codes().refine.expect("only these have row pages");
     assert_eq!(page.code(index).len(), refine.code_size);
-    for factor in 0..if refine.is_lossy { REFINE_FACTORS } else { 0 } {
+    for factor in 0..if refine.is_lossy { FACTORS } else { 0 } {
         black_box(page.factor(factor, index));
     }
     black_box(page.tid(index));
