@@ -94,6 +94,12 @@ GRANT SELECT ON odd TO index_stranger;
 SET ROLE index_stranger;
 SELECT sight_index_recall('"Odd index"');
 RESET ROLE;
+-- not even for a superuser
+ALTER TABLE odd OWNER TO index_stranger;
+SELECT count(*) FROM sight_index_calibrate('"Odd index"');
+SET ROLE index_stranger;
+SELECT count(*) > 0 AS calibrated FROM sight_index_calibrate('"Odd index"');
+RESET ROLE;
 SET ROLE index_stranger;
 SELECT lists FROM sight_index_stats('item_v');
 SELECT sight_index_calibrate('item_v');

@@ -50,6 +50,25 @@ impl OpenIndex {
         unsafe { RelationStore::open(self.index) }
     }
 
+    /// Raises an ERROR if reading rows of the table would run what another user has
+    /// written into the index: its expressions and its predicate.
+    pub fn check_code_of_owner(&self) {
+        // SAFETY: the index is open.
+        unsafe {
+            let has_code = !pg_sys::RelationGetIndexExpressions(self.index).is_null()
+                || !pg_sys::RelationGetIndexPredicate(self.index).is_null();
+            if has_code && (*(*self.index).rd_rel).relowner != pg_sys::GetUserId() {
+                Report::new(
+                    PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                    format!("must be owner of index \"{}\"", relation_name(self.index)),
+                )
+                .detail("Its expressions and its predicate are code of its owner.")
+                .hint("Use SET ROLE to become the owner.")
+                .raise();
+            }
+        }
+    }
+
     /// # Safety
     /// Both relations must be open.
     unsafe fn check_usable(&self) {

@@ -57,6 +57,7 @@ fn sight_index_calibrate(
     // SAFETY: a constant that ends in NUL.
     unsafe { pg_sys::PreventCommandDuringRecovery(c"sight_index_calibrate()".as_ptr()) };
     let open = OpenIndex::open(index, Access::Change);
+    open.check_code_of_owner();
     let store = open.store();
     // SAFETY: the index is open for all that follows.
     let curve = unsafe {
@@ -118,11 +119,11 @@ unsafe fn measure(
     if meta.lists <= 1 {
         return RecallCurve::unmeasured(1);
     }
-    // SAFETY: the caller's promise; the callback gets the comparison back.
+    // SAFETY: the caller's promise; the callback gets the measurement back.
     unsafe {
         let trained = Trained::of(source.index, store, meta);
         let queries = Queries::new(source.opclass, source.dimensions, drawn, &trained.coding);
-        let mut comparison = Comparison {
+        let mut measurement = Measurement {
             source,
             trained: &trained,
             queries: queries.or_raise(source.index),
@@ -137,17 +138,17 @@ unsafe fn measure(
             false,
             false,
             Some(compare_row),
-            std::ptr::from_mut(&mut comparison).cast(),
+            std::ptr::from_mut(&mut measurement).cast(),
             std::ptr::null_mut(),
         );
-        comparison.flush().or_raise(source.index);
-        let curve = comparison.queries.curve(source.opclass, &trained.lists);
+        measurement.flush().or_raise(source.index);
+        let curve = measurement.queries.curve(source.opclass, &trained.lists);
         curve.or_raise(source.index)
     }
 }
 
 /// Rows on their way to be compared with queries.
-struct Comparison<'a> {
+struct Measurement<'a> {
     source: &'a Source,
     trained: &'a Trained,
     queries: Queries,
@@ -166,22 +167,22 @@ unsafe extern "C-unwind" fn compare_row(
     _is_alive: bool,
     state: *mut std::ffi::c_void,
 ) {
-    // SAFETY: PostgreSQL passes the one column of a row, and the comparison that
+    // SAFETY: PostgreSQL passes the one column of a row, and the measurement that
     // `measure` gave it.
     unsafe {
-        let comparison = &mut *state.cast::<Comparison<'_>>();
-        let (opclass, dimensions) = (comparison.source.opclass, comparison.source.dimensions);
-        if *isnull || !opclass.read(*values, dimensions, &mut comparison.vectors) {
+        let measurement = &mut *state.cast::<Measurement<'_>>();
+        let (opclass, dimensions) = (measurement.source.opclass, measurement.source.dimensions);
+        if *isnull || !opclass.read(*values, dimensions, &mut measurement.vectors) {
             return;
         }
-        comparison.tids.push(tid_of(tid));
-        if comparison.tids.len() == BATCH_ROWS {
-            comparison.flush().or_raise(comparison.source.index);
+        measurement.tids.push(tid_of(tid));
+        if measurement.tids.len() == BATCH_ROWS {
+            measurement.flush().or_raise(measurement.source.index);
         }
     }
 }
 
-impl Comparison<'_> {
+impl Measurement<'_> {
     fn flush(&mut self) -> Result<(), FaissError> {
         check_for_interrupts!();
         let (opclass, dimensions) = (self.source.opclass, self.source.dimensions as usize);

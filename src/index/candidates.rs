@@ -72,9 +72,10 @@ impl<T> Default for LazyQueue<T> {
 }
 
 impl<T: Ord> LazyQueue<T> {
+    /// Makes room for so many more, wherever they come to lie.
     fn reserve(&mut self, count: usize) -> Result<(), TryReserveError> {
-        self.near.try_reserve(count)?;
-        self.far.try_reserve(count)
+        self.near.try_reserve(count + SORTED)?;
+        self.far.try_reserve(count + self.near.len())
     }
 
     fn push(&mut self, candidate: Keyed<T>) {
@@ -92,7 +93,7 @@ impl<T: Ord> LazyQueue<T> {
 
     /// Leaves [`SORTED`] of the nearest.
     fn put_aside(&mut self) {
-        let rest = self.near.len().saturating_sub(SORTED);
+        let rest = self.near.len() - SORTED;
         // The nearest are the greatest, which go to the end.
         let (_, farthest, _) = self.near.select_nth_unstable(rest);
         self.limit = farthest.key;
@@ -102,12 +103,11 @@ impl<T: Ord> LazyQueue<T> {
     /// Sorts what is near, after others came or if there is none.
     fn prepare(&mut self) {
         if self.near.is_empty() && !self.far.is_empty() {
-            std::mem::swap(&mut self.near, &mut self.far);
-            self.limit = f32::NAN;
+            let rest = self.far.len().saturating_sub(SORTED);
+            let (_, farthest, _) = self.far.select_nth_unstable(rest);
+            self.limit = farthest.key;
+            self.near.extend(self.far.drain(rest..));
             self.is_sorted = false;
-            if self.near.len() > SORTED {
-                self.put_aside();
-            }
         }
         if !self.is_sorted {
             self.near.sort_unstable();

@@ -36,9 +36,7 @@ pub(super) unsafe extern "C-unwind" fn aminsert(
         let mut vector = read.clone();
         opclass.make_comparable(dim, &mut vector).or_raise(index);
         let mapped = trained.coding.map(&vector).or_raise(index);
-        let mut list = [0];
-        trained.lists.assign(&mapped, &mut list).or_raise(index);
-        let [list] = list;
+        let list = trained.lists.nearest(&mapped).or_raise(index);
         let mut record = Vec::with_capacity(meta.layout.record_size());
         let stored = opclass.stored(&read, &vector);
         let centroid = |_| trained.lists.centroid(list);

@@ -48,6 +48,19 @@ impl Lists {
         }
     }
 
+    /// The list of one vector `(dim)`, as the transform maps it.
+    pub fn nearest(&self, mapped: &[f32]) -> Result<u32, FaissError> {
+        let mut distances = vec![0.0; self.squares.len()];
+        faiss_ivf::distances(self.metric, mapped, &self.centroids, &mut distances)?;
+        let mut nearest = 0;
+        for (list, distance) in distances.iter().enumerate() {
+            if self.metric.is_nearer(*distance, distances[nearest]) {
+                nearest = list;
+            }
+        }
+        Ok(nearest as u32)
+    }
+
     /// The lists of vectors `(n, dim)`, as the transform maps them.
     pub fn assign(&self, mapped: &[f32], lists: &mut [u32]) -> Result<(), FaissError> {
         lists.fill(0);
