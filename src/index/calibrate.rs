@@ -32,7 +32,7 @@ const BATCH_ROWS: usize = 512;
 #[pg_extern(sql = "
 CREATE FUNCTION sight_index_calibrate(
     index regclass, queries vector[] DEFAULT NULL,
-    OUT nprobe integer,
+    OUT nprobe integer, OUT mean_lists double precision,
     OUT recall_at_10 double precision, OUT standard_error_at_10 double precision,
     OUT recall_at_100 double precision, OUT standard_error_at_100 double precision
 ) RETURNS SETOF record
@@ -45,6 +45,7 @@ fn sight_index_calibrate(
     'static,
     (
         name!(nprobe, i32),
+        name!(mean_lists, f64),
         name!(recall_at_10, f64),
         name!(standard_error_at_10, f64),
         name!(recall_at_100, f64),
@@ -96,6 +97,7 @@ fn sight_index_calibrate(
             let share = rounded;
             (
                 point.nprobe as i32,
+                rounded(point.lists),
                 share(few.mean),
                 share(few.error),
                 share(many.mean),

@@ -6,164 +6,261 @@ use std::collections::{BinaryHeap, TryReserveError};
 
 use ivf_store::{Block, Tid};
 
-/// Something that is no nearer than `key`.
+/// A row that is no nearer than `key`.
 #[derive(Clone, Copy)]
-pub(super) struct Keyed<T> {
+pub(super) struct Keyed {
     pub key: f32,
-    pub item: T,
+    pub tid: Tid,
 }
 
-impl<T: Ord> Ord for Keyed<T> {
+impl Ord for Keyed {
     /// The greatest is the nearest, which a heap gives first.
     fn cmp(&self, other: &Self) -> Ordering {
-        (other.key.total_cmp(&self.key)).then_with(|| other.item.cmp(&self.item))
+        (other.key.total_cmp(&self.key)).then_with(|| other.tid.cmp(&self.tid))
     }
 }
 
-impl<T: Ord> PartialOrd for Keyed<T> {
+impl PartialOrd for Keyed {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl<T: Ord> PartialEq for Keyed<T> {
+impl PartialEq for Keyed {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl<T: Ord> Eq for Keyed<T> {}
+impl Eq for Keyed {}
 
 /// Where the row of a candidate is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct RowPlace {
     pub block: Block,
-    pub index: u16,
+    pub index: usize,
     /// The list, by its place among those that the scan has ranked.
     pub list: u32,
 }
 
-/// So many of the nearest candidates of a queue are sorted at once.
+/// About so many of the nearest candidates of a queue are sorted at once.
 const SORTED: usize = 128;
-/// When so many may be among the nearest, the farther of them are put aside.
-const CROWDED: usize = 4 * SORTED;
+/// So many keys are looked at to tell how near those are.
+const SAMPLED: usize = 512;
+/// Keys that are compared at once.
+const CHUNK: usize = 32;
 
-/// Candidates of which only the nearest are ever looked at: those are sorted, and the
-/// others not before they are needed.
-struct LazyQueue<T> {
-    /// The nearest, the nearest of all at the end if they are sorted.
-    near: Vec<Keyed<T>>,
+/// Keys of which only the nearest are ever looked at: those are sorted, and the others
+/// not before they are needed. What a key belongs to is known by its place in the order
+/// of their coming.
+#[derive(Default)]
+struct LazyQueue {
+    /// All keys that came.
+    keys: Vec<f32>,
+    /// Those before here were looked at: the ones up to `limit` were taken into `near`.
+    seen: usize,
+    /// `None` if none was taken yet.
+    limit: Option<f32>,
+    /// Keys and places of what was taken, the nearest of all at the end if it is sorted.
+    near: Vec<(f32, u32)>,
     is_sorted: bool,
-    /// The keys of those that are near.
-    limit: f32,
-    /// The others, in any order.
-    far: Vec<Keyed<T>>,
+    /// So many of the nearest were announced.
+    announced: usize,
 }
 
-impl<T> Default for LazyQueue<T> {
-    fn default() -> Self {
-        Self {
-            near: Vec::new(),
-            is_sorted: true,
-            limit: f32::NAN,
-            far: Vec::new(),
-        }
-    }
-}
-
-impl<T: Ord> LazyQueue<T> {
-    /// Makes room for so many more, wherever they come to lie.
+impl LazyQueue {
     fn reserve(&mut self, count: usize) -> Result<(), TryReserveError> {
-        self.near.try_reserve(count + SORTED)?;
-        self.far.try_reserve(count + self.near.len())
-    }
-
-    fn push(&mut self, candidate: Keyed<T>) {
-        // A positive NaN is the greatest of keys.
-        if candidate.key.total_cmp(&self.limit).is_gt() {
-            self.far.push(candidate);
-            return;
+        if u32::try_from(self.keys.len() + count).is_err() {
+            // More places than a number of a place can say.
+            return self.keys.try_reserve(usize::MAX);
         }
-        self.near.push(candidate);
-        self.is_sorted = false;
-        if self.near.len() >= CROWDED {
-            self.put_aside();
+        self.keys.try_reserve(count)?;
+        // All may come to be near.
+        let missing = (self.keys.len() + count).saturating_sub(self.near.len());
+        self.near.try_reserve(missing)
+    }
+
+    fn push(&mut self, key: f32) {
+        self.keys.push(key);
+    }
+
+    /// Takes those into `near` that came after the last time and belong there.
+    fn take_new(&mut self) {
+        let from = std::mem::replace(&mut self.seen, self.keys.len());
+        match self.limit {
+            None => {}
+            Some(f32::INFINITY) => self.take(from, |_| true),
+            Some(limit) => self.take(from, |key| key <= limit),
         }
     }
 
-    /// Leaves [`SORTED`] of the nearest.
-    fn put_aside(&mut self) {
-        let rest = self.near.len() - SORTED;
-        // The nearest are the greatest, which go to the end.
-        let (_, farthest, _) = self.near.select_nth_unstable(rest);
-        self.limit = farthest.key;
-        self.far.extend(self.near.drain(..rest));
+    /// Takes the nearest of those that were not taken; what is no number comes last.
+    fn take_more(&mut self) {
+        let next = self.next_limit();
+        match (self.limit.replace(next), next) {
+            (None, f32::INFINITY) => self.take(0, |_| true),
+            (None, next) => self.take(0, |key| key <= next),
+            (Some(limit), f32::INFINITY) => self.take(0, |key| key > limit || key.is_nan()),
+            (Some(limit), next) => self.take(0, |key| key > limit && key <= next),
+        }
     }
 
-    /// Sorts what is near, after others came or if there is none.
+    /// Takes those that are `wanted` of the keys from the place `from` on. Few are, so
+    /// that most chunks are passed by after a comparison of all their keys at once.
+    fn take(&mut self, from: usize, wanted: impl Fn(f32) -> bool) {
+        let before = self.near.len();
+        let mut place = from as u32;
+        for chunk in self.keys[from..].chunks(CHUNK) {
+            let count: u32 = chunk.iter().map(|key| u32::from(wanted(*key))).sum();
+            if count > 0 {
+                let found = (place..).zip(chunk).filter(|(_, key)| wanted(**key));
+                self.near.extend(found.map(|(place, key)| (*key, place)));
+            }
+            place += chunk.len() as u32;
+        }
+        self.is_sorted &= self.near.len() == before;
+    }
+
+    /// How far to go for about [`SORTED`] more, by keys at even distances.
+    fn next_limit(&self) -> f32 {
+        let step = self.keys.len().div_ceil(SAMPLED).max(1);
+        let is_left = |key: &f32| self.limit.is_none_or(|limit| *key > limit);
+        let mut sample: Vec<f32> = (self.keys.iter().step_by(step).copied())
+            .filter(is_left)
+            .collect();
+        let wanted = SORTED / step;
+        if wanted >= sample.len() {
+            return f32::INFINITY;
+        }
+        *sample.select_nth_unstable_by(wanted, f32::total_cmp).1
+    }
+
     fn prepare(&mut self) {
-        if self.near.is_empty() && !self.far.is_empty() {
-            let rest = self.far.len().saturating_sub(SORTED);
-            let (_, farthest, _) = self.far.select_nth_unstable(rest);
-            self.limit = farthest.key;
-            self.near.extend(self.far.drain(rest..));
-            self.is_sorted = false;
+        if self.seen < self.keys.len() {
+            self.take_new();
+        }
+        while self.near.is_empty() && self.limit != Some(f32::INFINITY) && !self.keys.is_empty() {
+            self.take_more();
         }
         if !self.is_sorted {
-            self.near.sort_unstable();
+            self.near
+                .sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
             self.is_sorted = true;
+            self.announced = 0;
         }
     }
 
-    /// The nearest; [`Self::prepare`] comes before.
-    fn peek(&self) -> Option<&Keyed<T>> {
-        debug_assert!(self.is_sorted);
-        self.near.last()
-    }
-
-    fn len(&self) -> usize {
-        self.near.len() + self.far.len()
-    }
-}
-
-/// The candidates of one stage: those that came many at once, and single ones.
-struct Stage<T> {
-    many: LazyQueue<T>,
-    singles: BinaryHeap<Keyed<T>>,
-}
-
-impl<T: Ord> Default for Stage<T> {
-    fn default() -> Self {
-        Self {
-            many: LazyQueue::default(),
-            singles: BinaryHeap::new(),
-        }
-    }
-}
-
-impl<T: Ord> Stage<T> {
+    /// The key of the nearest.
     fn peek(&mut self) -> Option<f32> {
-        self.many.prepare();
-        let (many, single) = (self.many.peek(), self.singles.peek());
-        many.max(single).map(|candidate| candidate.key)
+        self.prepare();
+        self.near.last().map(|(key, _)| *key)
     }
 
-    fn pop(&mut self) -> Option<Keyed<T>> {
-        self.many.prepare();
-        if self.many.peek() > self.singles.peek() {
-            self.many.near.pop()
-        } else {
-            self.singles.pop()
+    /// Key and place of the nearest, which is taken out; [`Self::peek`] comes before.
+    fn pop(&mut self) -> Option<(f32, usize)> {
+        debug_assert!(self.is_sorted);
+        self.announced = self.announced.saturating_sub(1);
+        self.near.pop().map(|(key, place)| (key, place as usize))
+    }
+
+    /// The place of the nearest that is not among the next `count`, once for each.
+    fn announce(&mut self, count: usize) -> Option<usize> {
+        let place = self.near.len().checked_sub(1 + self.announced)?;
+        if self.announced >= count {
+            return None;
+        }
+        self.announced += 1;
+        Some(self.near[place].1 as usize)
+    }
+}
+
+/// Rows of one stage: those that came many at once, and single ones.
+#[derive(Default)]
+struct Rows {
+    many: LazyQueue,
+    /// Those that `many` has the keys of.
+    tids: Vec<Tid>,
+    singles: BinaryHeap<Keyed>,
+}
+
+impl Rows {
+    fn reserve(&mut self, count: usize) -> Result<(), TryReserveError> {
+        self.many.reserve(count)?;
+        self.tids.try_reserve(count)
+    }
+
+    fn push(&mut self, row: Keyed) {
+        self.many.push(row.key);
+        self.tids.push(row.tid);
+    }
+
+    fn peek(&mut self) -> Option<f32> {
+        let (many, single) = (self.many.peek(), self.singles.peek());
+        match (many, single) {
+            (Some(many), Some(single)) => Some(lesser(many, single.key)),
+            (many, single) => many.or(single.map(|row| row.key)),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Keyed> {
+        let many = self.many.peek();
+        if no_later(many, self.singles.peek().map(|row| row.key)) {
+            let (key, place) = self.many.pop()?;
+            let tid = self.tids[place];
+            return Some(Keyed { key, tid });
+        }
+        self.singles.pop()
+    }
+}
+
+fn lesser(a: f32, b: f32) -> f32 {
+    if a.total_cmp(&b).is_le() { a } else { b }
+}
+
+/// Whether there is a key, and it is not greater than another, if there is one.
+fn no_later(key: Option<f32>, other: Option<f32>) -> bool {
+    key.is_some_and(|key| other.is_none_or(|other| key.total_cmp(&other).is_le()))
+}
+
+/// Entries of list pages, with bounds by their codes.
+#[derive(Default)]
+struct Coded {
+    queue: LazyQueue,
+    pages: Vec<CodedPage>,
+    /// Row pages of all those pages.
+    row_pages: Vec<Block>,
+}
+
+/// The entries of a list page.
+struct CodedPage {
+    /// Place of the first among all entries.
+    first: usize,
+    /// Number of the first of its row pages.
+    row_page: usize,
+    list: u32,
+}
+
+impl Coded {
+    /// Where the row of the entry at `place` is.
+    fn row(&self, place: usize, row_capacity: usize) -> RowPlace {
+        let page = self.pages.partition_point(|page| page.first <= place) - 1;
+        let page = &self.pages[page];
+        let entry = place - page.first;
+        RowPlace {
+            block: self.row_pages[page.row_page + entry / row_capacity],
+            index: entry % row_capacity,
+            list: page.list,
         }
     }
 }
 
 /// Rows by stage.
-#[derive(Default)]
 pub(super) struct Candidates {
-    coded: Stage<RowPlace>,
-    refined: Stage<Tid>,
-    exact: Stage<Tid>,
+    /// Entries of a row page.
+    row_capacity: usize,
+    coded: Coded,
+    refined: Rows,
+    exact: Rows,
 }
 
 /// The nearest candidate, taken out.
@@ -173,66 +270,90 @@ pub(super) enum Nearest {
     /// It needs its vector.
     Refined(Tid),
     /// There is none nearer.
-    Exact(Keyed<Tid>),
+    Exact(Keyed),
 }
 
 impl Candidates {
-    /// Makes room for so many candidates of a list.
-    pub fn reserve(&mut self, count: usize) -> Result<(), TryReserveError> {
-        self.coded.many.reserve(count)?;
-        self.refined.many.reserve(count)?;
-        self.exact.many.reserve(count)
+    /// None yet, of an index with so many entries in a row page.
+    pub fn new(row_capacity: usize) -> Self {
+        Self {
+            row_capacity,
+            coded: Coded::default(),
+            refined: Rows::default(),
+            exact: Rows::default(),
+        }
+    }
+
+    /// Makes room for the entries of a list page with so many row pages.
+    pub fn reserve(&mut self, count: usize, row_pages: usize) -> Result<(), TryReserveError> {
+        if self.row_capacity > 0 {
+            self.coded.queue.reserve(count)?;
+            self.coded.pages.try_reserve(1)?;
+            return self.coded.row_pages.try_reserve(row_pages);
+        }
+        self.refined.reserve(count)?;
+        self.exact.reserve(count)
     }
 
     /// Bytes of the candidates that lists had.
     pub fn bytes(&self) -> usize {
-        self.coded.many.len() * size_of::<Keyed<RowPlace>>()
-            + (self.refined.many.len() + self.exact.many.len()) * size_of::<Keyed<Tid>>()
+        let keys = self.coded.queue.keys.len() * size_of::<f32>();
+        keys + (self.refined.tids.len() + self.exact.tids.len()) * size_of::<Keyed>()
+    }
+
+    /// Takes a list page of the list at place `list`: bounds of all its entries, which are
+    /// numbers, and its row pages.
+    pub fn push_coded(&mut self, list: u32, keys: &[f32], row_pages: impl Iterator<Item = Block>) {
+        let coded = &mut self.coded;
+        coded.pages.push(CodedPage {
+            first: coded.queue.keys.len(),
+            row_page: coded.row_pages.len(),
+            list,
+        });
+        coded.queue.keys.extend_from_slice(keys);
+        coded.row_pages.extend(row_pages);
     }
 
     /// Takes one of many of a list.
-    pub fn push_coded(&mut self, candidate: Keyed<RowPlace>) {
-        self.coded.many.push(candidate);
+    pub fn push_refined(&mut self, row: Keyed) {
+        self.refined.push(row);
     }
 
     /// Takes one of many of a list.
-    pub fn push_refined(&mut self, candidate: Keyed<Tid>) {
-        self.refined.many.push(candidate);
-    }
-
-    /// Takes one of many of a list.
-    pub fn push_exact(&mut self, candidate: Keyed<Tid>) {
-        self.exact.many.push(candidate);
+    pub fn push_exact(&mut self, row: Keyed) {
+        self.exact.push(row);
     }
 
     /// Takes one whose refine code was read.
-    pub fn add_refined(&mut self, candidate: Keyed<Tid>) {
-        self.refined.singles.push(candidate);
+    pub fn add_refined(&mut self, row: Keyed) {
+        self.refined.singles.push(row);
     }
 
     /// Takes one whose vector was read.
-    pub fn add_exact(&mut self, candidate: Keyed<Tid>) {
-        self.exact.singles.push(candidate);
+    pub fn add_exact(&mut self, row: Keyed) {
+        self.exact.singles.push(row);
+    }
+
+    /// Calls `announce` with the row pages that the next `count` candidates with bounds by
+    /// their codes need, for each candidate once.
+    pub fn look_ahead(&mut self, count: usize, announce: impl Fn(Block)) {
+        while let Some(place) = self.coded.queue.announce(count) {
+            announce(self.coded.row(place, self.row_capacity).block);
+        }
     }
 
     /// Takes the candidate that may be the nearest; of equally near ones that which is
     /// known best.
     pub fn pop(&mut self) -> Option<Nearest> {
-        let (coded, refined) = (self.coded.peek(), self.refined.peek());
+        let (coded, refined) = (self.coded.queue.peek(), self.refined.peek());
         let exact = self.exact.peek();
-        let no_later = |a: f32, b: Option<f32>| b.is_none_or(|b| a.total_cmp(&b).is_le());
-        match (exact, refined) {
-            (Some(key), _) if no_later(key, refined) && no_later(key, coded) => {
-                self.exact.pop().map(Nearest::Exact)
-            }
-            (_, Some(key)) if no_later(key, coded) => {
-                let candidate = self.refined.pop()?;
-                Some(Nearest::Refined(candidate.item))
-            }
-            _ => {
-                let candidate = self.coded.pop()?;
-                Some(Nearest::Coded(candidate.item))
-            }
+        if no_later(exact, refined) && no_later(exact, coded) {
+            return self.exact.pop().map(Nearest::Exact);
         }
+        if no_later(refined, coded) {
+            return self.refined.pop().map(|row| Nearest::Refined(row.tid));
+        }
+        let (_, place) = self.coded.queue.pop()?;
+        Some(Nearest::Coded(self.coded.row(place, self.row_capacity)))
     }
 }

@@ -27,7 +27,7 @@
 //! to it meets the cost of as many rows as the LIMIT takes by the planner's estimate of
 //! how many satisfy the other conditions.
 
-use ivf_store::Meta;
+use ivf_store::{Meta, RecallCurve};
 use pgrx::{pg_guard, pg_sys};
 
 use super::options;
@@ -75,8 +75,7 @@ pub(super) unsafe extern "C-unwind" fn amcostestimate(
         let scan = PlannedScan::of(root, info);
         let ranking = scan.lists * pg_sys::cpu_operator_cost;
         *selectivity = scan.most_rows / scan.rows;
-        *startup_cost =
-            ranking + scan.cost_of_lists(scan.probes.first.into()) + scan.cost_of_rows(0.0);
+        *startup_cost = ranking + scan.cost_of_lists(scan.probes.mean) + scan.cost_of_rows(0.0);
         *total_cost = ranking + scan.cost_of_all();
     }
 }
@@ -106,12 +105,13 @@ impl<'a> PlannedScan<'a> {
             let relation = pg_sys::index_open(info.indexoid, pg_sys::NoLock as pg_sys::LOCKMODE);
             let store = RelationStore::open(relation);
             let meta = Meta::read(&store).or_raise(relation);
-            let probes = Probes::choose(relation, &store, &meta).or_raise(relation);
+            let curve = RecallCurve::read(&store, &meta).or_raise(relation);
+            let probes = Probes::choose(relation, &curve, &meta);
             pg_sys::index_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
             let (lists, rows) = (f64::from(meta.lists), info.tuples.max(1.0));
             // No list is read when so many rows were, but a list is read whole.
             let bound = options::max_scan_tuples().map_or(rows, |bound| bound as f64);
-            let first_rows = rows * f64::from(probes.first) / lists;
+            let first_rows = rows * probes.mean / lists;
             let table = &*info.rel;
             let pages = f64::from(info.pages.min(table.pages.max(1)));
             let list_pages = pages / (1.0 + meta.layout.row_pages() as f64);
@@ -163,7 +163,7 @@ impl<'a> PlannedScan<'a> {
     fn lists_of_rows(&self, rows: f64) -> f64 {
         let most = self.most_rows * self.lists / self.rows;
         let before = self.probes.before_row(rows, self.rows / self.lists);
-        before.min(most.max(self.probes.first.into()))
+        before.min(most.max(self.probes.mean))
     }
 
     /// What the pages of the table cost in which so many rows lie, as the planner
@@ -196,7 +196,7 @@ impl<'a> PlannedScan<'a> {
     /// # Safety
     /// As for [`Self::of`].
     unsafe fn cost_of_all(&self) -> f64 {
-        let start = self.cost_of_lists(self.probes.first.into()) + self.cost_of_rows(0.0);
+        let start = self.cost_of_lists(self.probes.mean) + self.cost_of_rows(0.0);
         // SAFETY: the caller's promise.
         let share = unsafe { self.wanted_share() };
         let rows = (self.rows * share).min(self.most_rows);

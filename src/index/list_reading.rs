@@ -3,7 +3,7 @@
 use faiss_ivf::{CodeFactors, CodeScanner, CodedQuery, FaissError};
 use ivf_store::{ListLayout, ListPage, Place};
 
-use super::candidates::{Candidates, Keyed, RowPlace};
+use super::candidates::{Candidates, Keyed};
 use super::opclass::OpClass;
 use super::trained::Trained;
 use super::work::Work;
@@ -18,9 +18,15 @@ pub(super) struct Comparison {
 }
 
 impl Comparison {
-    pub fn new(opclass: &OpClass, trained: &Trained, query: Vec<f32>) -> Result<Self, FaissError> {
+    /// `deviations`: see [`faiss_ivf::Coding::query`].
+    pub fn new(
+        opclass: &OpClass,
+        trained: &Trained,
+        query: Vec<f32>,
+        deviations: f32,
+    ) -> Result<Self, FaissError> {
         Ok(Self {
-            coded: trained.coding.query(&query)?,
+            coded: trained.coding.query(&query, deviations)?,
             flat: opclass.codec().scanner(opclass.metric(), &query)?,
             query,
         })
@@ -54,23 +60,19 @@ impl ListReading<'_> {
     ) -> Result<(), FaissError> {
         work.entries += (page.len() - page.free()) as u64;
         self.compute(page)?;
-        let capacity = self.layout.row_capacity();
-        if capacity > 0 {
-            for (number, (block, used)) in page.row_pages().enumerate() {
-                let keys = &self.keys[number * capacity..][..used];
-                for (index, &key) in (0..).zip(keys) {
-                    let list = self.place;
-                    let item = RowPlace { block, index, list };
-                    found.push_coded(Keyed { key, item });
-                }
-            }
+        if self.layout.row_capacity() > 0 {
+            found.push_coded(
+                self.place,
+                self.keys,
+                page.row_pages().map(|(block, _)| block),
+            );
             return Ok(());
         }
         for (entry, &key) in self.keys.iter().enumerate() {
             let Some(Place::Tid(tid)) = page.place(entry) else {
                 continue;
             };
-            let candidate = Keyed { key, item: tid };
+            let candidate = Keyed { key, tid };
             if self.is_lossy {
                 found.push_refined(candidate);
             } else if key < self.least {

@@ -22,6 +22,7 @@ mod opclass;
 mod options;
 mod probes;
 mod random;
+mod ranking;
 mod recall;
 mod report;
 mod sample;

@@ -1,7 +1,7 @@
 //! How recall is measured: by the lists in which the true nearest rows of queries lie.
 
 use faiss_ivf::{Coding, FaissError};
-use ivf_store::{RECALL_ROWS, RecallCurve, Tid};
+use ivf_store::{QueryLists, RECALL_ROWS, RecallCurve, Tid};
 
 use super::opclass::OpClass;
 use super::sample::Drawn;
@@ -41,27 +41,36 @@ impl Nearest {
     }
 }
 
-/// For each of the nearest rows of `query` the rank, from 1, of its list, when lists are
-/// ordered by the distance of their `centroids` `(lists, dimensions)`.
-fn ranks(
+/// How the lists lie around `query`, ordered by the distance of their `centroids`
+/// `(lists, dimensions)`, and in which of them its nearest rows are.
+fn lists_around(
     opclass: &OpClass,
     query: &[f32],
     centroids: &[f32],
     nearest: &Nearest,
-) -> Result<Vec<u32>, FaissError> {
+) -> Result<QueryLists, FaissError> {
     let mut keys = vec![0.0; centroids.len() / query.len()];
     faiss_ivf::distances(opclass.metric(), query, centroids, &mut keys)?;
     for key in &mut keys {
         *key = opclass.key(*key);
     }
-    let rank = |list: u32| {
+    let mut ascending = keys.clone();
+    ascending.sort_unstable_by(f32::total_cmp);
+    let length = faiss_ivf::squared(query).sqrt() as f32;
+    let gap = |key| faiss_ivf::gap(opclass.metric(), length, ascending[0], key);
+    let rank_and_gap = |list: u32| {
         let own = keys[list as usize];
-        1 + keys
-            .iter()
-            .filter(|key| key.total_cmp(&own).is_lt())
-            .count() as u32
+        let nearer = ascending.partition_point(|key| key.total_cmp(&own).is_lt());
+        (1 + nearer as u32, gap(own))
     };
-    Ok(nearest.rows.iter().map(|(_, list)| rank(*list)).collect())
+    let nearest = nearest.rows.iter().map(|(_, list)| rank_and_gap(*list));
+    let ranks = RecallCurve::ranks(keys.len() as u32);
+    Ok(QueryLists {
+        nearest: nearest.collect(),
+        gaps: ranks
+            .map(|rank| gap(ascending[rank as usize - 1]))
+            .collect(),
+    })
 }
 
 /// Queries whose nearest rows are looked for.
@@ -132,7 +141,7 @@ impl Queries {
         let mut all = Vec::with_capacity(self.tids.len());
         if dim > 0 {
             for (query, nearest) in self.mapped.chunks_exact(dim).zip(&self.nearest) {
-                all.push(ranks(opclass, query, &lists.centroids, nearest)?);
+                all.push(lists_around(opclass, query, &lists.centroids, nearest)?);
             }
         }
         Ok(RecallCurve::measured(count.max(1) as u32, &all))

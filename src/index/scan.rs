@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use faiss_ivf::FaissError;
-use ivf_store::{Block, ListCursor, ListLayout, Meta, PageStore, RowPage, Tid};
+use ivf_store::{ListCursor, ListLayout, Meta, PageStore, RowPage, Tid};
 use pgrx::{PgMemoryContexts, PgSqlErrorCode, check_for_interrupts, pg_guard, pg_sys};
 
 use super::candidates::{Candidates, Keyed, Nearest, RowPlace};
@@ -12,19 +12,12 @@ use super::exact::RowReader;
 use super::list_reading::{Comparison, ListReading};
 use super::opclass::OpClass;
 use super::options::{self, IterativeScan};
-use super::probes::Probes;
+use super::probes::{Probes, deviations};
+use super::ranking::Ranking;
 use super::report::{OrRaise, Report, raise_out_of_memory};
 use super::storage::RelationStore;
 use super::trained::Trained;
 use super::work::Work;
-
-/// A list, and how near its centroid is to the query.
-#[derive(Clone, Copy)]
-struct RankedList {
-    key: f32,
-    list: u32,
-    first: Block,
-}
 
 /// What a scan keeps between its calls.
 pub(super) struct ScanState {
@@ -70,8 +63,8 @@ struct Progress {
     comparison: Option<Comparison>,
     /// Opened when a row is read from the table for the first time.
     reader: Option<RowReader>,
-    /// All lists; those before `probed` were read.
-    lists: Vec<RankedList>,
+    lists: Ranking,
+    /// So many of the nearest lists were read.
     probed: usize,
     probes: Probes,
     /// No further lists are read when so many rows were.
@@ -157,6 +150,7 @@ pub(super) unsafe extern "C-unwind" fn amgettuple(
         let Some(progress) = &mut state.progress else {
             return false;
         };
+        let store = store.with_recent(&progress.trained.recent);
         let at = At {
             scan,
             index,
@@ -192,12 +186,16 @@ unsafe fn begin(scan: pg_sys::IndexScanDesc, store: &RelationStore) -> Progress 
         let opclass = OpClass::of(index);
         let query = query_of(&*(*scan).orderByData, opclass, meta.dimensions).or_raise(index);
         let trained = Trained::of(index, store, &meta);
+        let target = options::target_recall(index);
         let comparison = query
-            .map(|query| Comparison::new(opclass, &trained, query))
+            .map(|query| Comparison::new(opclass, &trained, query, deviations(target)))
             .transpose()
             .or_raise(index);
-        let lists = rank(&trained, comparison.as_ref()).or_raise(index);
-        let probes = Probes::choose(index, store, &meta).or_raise(index);
+        let mut lists = Ranking::new(&trained, comparison.as_ref()).or_raise(index);
+        let mut probes = Probes::choose(index, &trained.curve, &meta);
+        if let Some(Comparison { coded, .. }) = &comparison {
+            probes = probes.of_query(&mut lists, |nearest, key| coded.gap(nearest, key));
+        }
         Progress {
             layout: meta.layout,
             opclass,
@@ -210,7 +208,7 @@ unsafe fn begin(scan: pg_sys::IndexScanDesc, store: &RelationStore) -> Progress 
             most_rows: options::max_scan_tuples().unwrap_or(u64::MAX),
             next_look: Probes::next_look(0),
             keeps_order: options::iterative_scan() != IterativeScan::RelaxedOrder,
-            candidates: Candidates::default(),
+            candidates: Candidates::new(meta.layout.row_capacity()),
             last: f32::NEG_INFINITY,
             work: Work::begin(),
             scratch: Scratch::default(),
@@ -264,20 +262,6 @@ unsafe fn query_of(
     Ok(is_comparable.then_some(query))
 }
 
-fn rank(trained: &Trained, comparison: Option<&Comparison>) -> Result<Vec<RankedList>, FaissError> {
-    let mut keys = vec![0.0; trained.first.len()];
-    if let Some(comparison) = comparison
-        && keys.len() > 1
-    {
-        keys = comparison.coded.rank(&trained.lists.centroids)?;
-    }
-    Ok((0..)
-        .zip(&trained.first)
-        .zip(keys)
-        .map(|((list, &first), key)| RankedList { key, list, first })
-        .collect())
-}
-
 /// Where a scan is called.
 struct At<'a> {
     scan: pg_sys::IndexScanDesc,
@@ -308,7 +292,7 @@ impl Progress {
                     Some(Nearest::Exact(row)) => {
                         self.last = self.last.max(row.key);
                         self.work.count_row();
-                        return Some(row.item);
+                        return Some(row.tid);
                     }
                     Some(Nearest::Refined(tid)) => self.rerank(tid, at),
                     Some(Nearest::Coded(place)) => self.refine(place, at),
@@ -328,7 +312,7 @@ impl Progress {
         if self.keeps_order && key < self.last {
             self.work.left_out += 1;
         } else {
-            self.candidates.add_exact(Keyed { key, item: tid });
+            self.candidates.add_exact(Keyed { key, tid });
         }
     }
 
@@ -372,10 +356,10 @@ impl Progress {
     unsafe fn refine(&mut self, place: RowPlace, at: &At<'_>) {
         check_for_interrupts!();
         self.work.refined += 1;
-        let (list, index) = (
-            self.lists[place.list as usize].list,
-            usize::from(place.index),
-        );
+        let ahead = at.store.read_ahead();
+        (self.candidates).look_ahead(ahead, |block| at.store.prefetch(block));
+        let list = self.lists.get(place.list as usize).list;
+        let index = place.index;
         let refined = {
             // SAFETY: the caller's promise.
             let bytes = unsafe { at.store.read(place.block).or_raise(at.index) };
@@ -405,7 +389,7 @@ impl Progress {
         if is_exact {
             self.add_exact(tid, key);
         } else {
-            self.candidates.add_refined(Keyed { key, item: tid });
+            self.candidates.add_refined(Keyed { key, tid });
         }
     }
 
@@ -415,35 +399,45 @@ impl Progress {
     /// # Safety
     /// As for [`Self::next`].
     unsafe fn read_lists(&mut self, wanted: usize, at: &At<'_>) -> usize {
-        let remaining = &mut self.lists[self.probed..];
         let count = wanted.min(self.probes.most as usize - self.probed);
         if count == 0 || self.work.entries >= self.most_rows {
             return 0;
         }
-        if count < remaining.len() {
-            let by_key = |a: &RankedList, b: &RankedList| a.key.total_cmp(&b.key);
-            remaining.select_nth_unstable_by(count - 1, by_key);
-        }
-        for place in self.probed..self.probed + count {
-            // SAFETY: the caller's promise.
-            let work = unsafe { self.read_list(place, at) };
-            self.work += work;
+        self.lists.sort(self.probed + count);
+        let mut cursors: Vec<(usize, ListCursor)> = (self.probed..self.probed + count)
+            .map(|place| (place, self.lists.get(place)))
+            .map(|(place, list)| (place, ListCursor::new(list.list, list.first)))
+            .collect();
+        self.work.lists += count as u64;
+        // A page of each list in turn: those that follow are known early.
+        while !cursors.is_empty() {
+            let ahead = at.store.read_ahead();
+            let mut announced = 0;
+            for turn in 0..cursors.len() {
+                while announced < cursors.len().min(turn + ahead) {
+                    if let Some(block) = cursors[announced].1.next() {
+                        at.store.prefetch(block);
+                    }
+                    announced += 1;
+                }
+                let (place, cursor) = &mut cursors[turn];
+                // SAFETY: the caller's promise.
+                unsafe { self.read_page(*place, cursor, at) };
+            }
+            cursors.retain(|(_, cursor)| cursor.next().is_some());
         }
         self.probed += count;
         self.work.show();
         count
     }
 
-    /// Reads one list, page by page, and returns what work that was.
+    /// Reads the next page of a list.
     ///
     /// # Safety
     /// As for [`Self::next`].
-    unsafe fn read_list(&mut self, place: usize, at: &At<'_>) -> Work {
-        let ranked = self.lists[place];
-        let mut work = Work {
-            lists: 1,
-            ..Work::default()
-        };
+    unsafe fn read_page(&mut self, place: usize, cursor: &mut ListCursor, at: &At<'_>) {
+        check_for_interrupts!();
+        let ranked = self.lists.get(place);
         let mut reading = ListReading {
             opclass: self.opclass,
             layout: self.layout,
@@ -461,28 +455,22 @@ impl Progress {
             },
             keys: &mut self.scratch.keys,
         };
-        let found = &mut self.candidates;
-        let mut cursor = ListCursor::new(ranked.list, ranked.first);
-        loop {
-            check_for_interrupts!();
-            let mut read = Ok(());
-            let mut has_room = true;
-            let more = cursor.advance(at.store, self.layout, |page| {
-                has_room = found.reserve(page.len()).is_ok();
-                if has_room {
-                    read = reading.page(page, found, &mut work);
-                }
-            });
-            if !has_room {
-                raise_out_of_memory(2 * found.bytes());
+        let (found, work) = (&mut self.candidates, &mut self.work);
+        let mut read = Ok(());
+        let mut has_room = true;
+        let advanced = cursor.advance(at.store, self.layout, |page| {
+            has_room = found.reserve(page.len(), page.row_pages().len()).is_ok();
+            if has_room {
+                read = reading.page(page, found, work);
             }
-            // SAFETY: the caller's promise.
-            unsafe {
-                read.or_raise(at.index);
-                if !more.or_raise(at.index) {
-                    return work;
-                }
-            }
+        });
+        if !has_room {
+            raise_out_of_memory(2 * found.bytes());
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            read.or_raise(at.index);
+            advanced.or_raise(at.index);
         }
     }
 }

@@ -141,8 +141,8 @@ CREATE FUNCTION sight_index_stats(
     OUT total_bytes bigint, OUT centroid_bytes bigint, OUT directory_bytes bigint,
     OUT state_bytes bigint, OUT list_bytes bigint, OUT row_bytes bigint, OUT free_entries bigint,
     OUT training_rows bigint, OUT trained_at timestamptz, OUT wants_reindex boolean,
-    OUT target_recall double precision, OUT nprobe integer, OUT expected_recall double precision,
-    OUT recall_curve jsonb
+    OUT target_recall double precision, OUT nprobe integer, OUT mean_lists double precision,
+    OUT expected_recall double precision, OUT recall_curve jsonb
 ) RETURNS SETOF record
     LANGUAGE c VOLATILE STRICT ROWS 1 PARALLEL RESTRICTED AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 ")]
@@ -171,6 +171,7 @@ fn sight_index_stats(
         name!(wants_reindex, bool),
         name!(target_recall, f64),
         name!(nprobe, i32),
+        name!(mean_lists, f64),
         name!(expected_recall, f64),
         name!(recall_curve, JsonB),
     ),
@@ -181,7 +182,7 @@ fn sight_index_stats(
     let (meta, curve, probes, target, wanted, counts) = unsafe {
         let meta = Meta::read(&store).or_raise(open.index);
         let curve = RecallCurve::read(&store, &meta).or_raise(open.index);
-        let probes = Probes::choose(open.index, &store, &meta).or_raise(open.index);
+        let probes = Probes::choose(open.index, &curve, &meta);
         let target = options::target_recall(open.index);
         let counts = Counts::of(&open, &meta);
         // There are never more lists than rows to learn from.
@@ -192,7 +193,7 @@ fn sight_index_stats(
     let pages = |pages: u64| (pages * PAGE_SIZE as u64) as i64;
     let extent = |extent: &Extent| pages(extent.blocks.into());
     let points = curve.points().iter().map(|point| {
-        let mut object = json!({"nprobe": point.nprobe});
+        let mut object = json!({"nprobe": point.nprobe, "mean_lists": rounded(point.lists)});
         for (rows, recall) in RECALL_ROWS.iter().zip(point.recall) {
             object[format!("recall_at_{rows}")] = json!(rounded(recall.mean));
             object[format!("standard_error_at_{rows}")] = json!(rounded(recall.error));
@@ -230,6 +231,7 @@ fn sight_index_stats(
                     .saturating_mul(if meta.lists == 1 { 2 } else { GROWTH }),
         target,
         probes.first as i32,
+        rounded(probes.mean as f32),
         rounded(curve.recall(probes.first)),
         JsonB(json!(points.collect::<Vec<_>>())),
     );

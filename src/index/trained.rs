@@ -11,14 +11,14 @@ use std::rc::Rc;
 
 use faiss_ivf::{Coding, Factory, FaissError, Metric};
 use ivf_store::{
-    Block, Codes, Extent, Meta, PageKind, PageStore, RefineCodes, StoreError, list_entries,
-    read_extent,
+    Block, Codes, Extent, Meta, PageKind, PageStore, RecallCurve, RefineCodes, StoreError,
+    list_entries, read_extent,
 };
 use pgrx::pg_sys;
 
 use super::opclass::OpClass;
 use super::report::OrRaise;
-use super::storage::RelationStore;
+use super::storage::{RecentBuffers, RelationStore};
 
 /// So many bytes are kept for indexes that were used before the last one.
 const MOST_BYTES: usize = 256 << 20;
@@ -86,6 +86,9 @@ pub(super) struct Trained {
     pub lists: Lists,
     /// First page of each list.
     pub first: Vec<Block>,
+    pub curve: RecallCurve,
+    /// Where this backend has found its pages.
+    pub recent: Rc<RecentBuffers>,
 }
 
 thread_local! {
@@ -115,7 +118,7 @@ impl Trained {
 
     fn bytes(&self) -> usize {
         let floats = self.lists.centroids.len() + self.lists.squares.len() + self.first.len();
-        floats * size_of::<f32>() + self.coding.state_len()
+        floats * size_of::<f32>() + self.coding.state_len() + self.recent.bytes()
     }
 }
 
@@ -177,6 +180,8 @@ unsafe fn load(index: pg_sys::Relation, store: &RelationStore, meta: &Meta) -> T
             lists: Lists::new(metric, coding.code_dim(), centroids),
             coding,
             first: entries.iter().map(|entry| entry.first).collect(),
+            curve: RecallCurve::read(store, meta).or_raise(index),
+            recent: Rc::new(RecentBuffers::new(store.block_count())),
         }
     }
 }

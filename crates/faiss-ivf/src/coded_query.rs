@@ -5,19 +5,19 @@ use crate::error::FaissError;
 use crate::scorer::Scorer;
 use crate::{Metric, distances};
 
-/// A row is taken to be no nearer than its estimate less so many standard deviations.
-const DEVIATIONS: f32 = 3.0;
-/// The same for refine codes, of which few are looked at.
-const REFINE_DEVIATIONS: f32 = 4.0;
+/// By refine codes a row is taken to be no nearer than its estimate less so many more
+/// standard deviations than by codes: of few rows the refine codes are looked at.
+const MORE_DEVIATIONS: f32 = 1.0;
 /// Of sums of so large numbers so much is lost by rounding.
 const ROUNDING: f32 = 4e-7;
 
 impl Coding {
-    /// Prepares to compare codes with `query` `(dim)`.
+    /// Prepares to compare codes with `query` `(dim)`. By its code a row is taken to be
+    /// no nearer than its estimate less so many standard deviations of it.
     ///
     /// # Errors
     /// `InvalidArgument` when a component is not finite or the length does not fit.
-    pub fn query(&self, query: &[f32]) -> Result<CodedQuery, FaissError> {
+    pub fn query(&self, query: &[f32], deviations: f32) -> Result<CodedQuery, FaissError> {
         let mapped = self.map(query)?;
         let lost = self.lost(query, &mapped);
         let codes = self.codes.as_ref();
@@ -31,13 +31,14 @@ impl Coding {
             Ok::<_, FaissError>(RefineQuery {
                 scorer: refine.quantizer.scorer(query)?,
                 constant: constant as f32,
-                reach: squared(&away).sqrt() as f32 * REFINE_DEVIATIONS,
+                reach: squared(&away).sqrt() as f32 * (deviations + MORE_DEVIATIONS),
             })
         });
         Ok(CodedQuery {
             metric: self.metric,
             square: squared(&mapped),
             lost,
+            deviations,
             is_cut_off: is_cut_off(&mapped),
             scorer: codes.map(|codes| codes.scorer(&mapped)).transpose()?,
             refine: refine.transpose()?,
@@ -55,6 +56,7 @@ pub struct CodedQuery {
     square: f64,
     /// Squared length of what the transform loses of the query.
     lost: f64,
+    deviations: f32,
     /// The transform could not hold it: scores say nothing.
     is_cut_off: bool,
     /// `None` for flat codes.
@@ -105,6 +107,12 @@ impl CodedQuery {
         Ok(keys)
     }
 
+    /// [`gap`] of a centroid, by its key and that of the nearest one.
+    #[must_use]
+    pub fn gap(&self, nearest: f32, key: f32) -> f32 {
+        gap(self.metric, self.square.sqrt() as f32, nearest, key)
+    }
+
     /// The list with a centroid of this key and squared length; both 0 without centroids.
     pub fn list(&self, key: f32, square: f32) -> ListQuery {
         let (key, square) = (f64::from(key), f64::from(square));
@@ -114,7 +122,7 @@ impl CodedQuery {
         };
         let reach = match self.is_cut_off {
             true => f32::INFINITY,
-            false => DEVIATIONS * away.max(0.0).sqrt() as f32,
+            false => self.deviations * away.max(0.0).sqrt() as f32,
         };
         ListQuery {
             constant: key as f32,
@@ -171,6 +179,19 @@ impl CodedQuery {
         let rounding = (refine.constant.abs() + offset.abs() + scored.abs()) * ROUNDING;
         let margin = refine.reach * error + rounding;
         Ok(known(refine.constant + offset + scored - margin))
+    }
+}
+
+/// How much farther from a query of some `length` a centroid with `key` is than the
+/// nearest one, whose key is `nearest`: the difference of their distances, under the
+/// inner product that of their projections on the query's direction. Neither grows with
+/// the length of a query far away from all centroids, nor with its number of dimensions.
+/// Not a number where keys are not, or for a query without a direction.
+#[must_use]
+pub fn gap(metric: Metric, length: f32, nearest: f32, key: f32) -> f32 {
+    match metric {
+        Metric::L2 => key.max(0.0).sqrt() - nearest.max(0.0).sqrt(),
+        Metric::InnerProduct => (key - nearest) / length,
     }
 }
 

@@ -35,7 +35,7 @@ mod threads;
 mod transform;
 
 pub use codec::{CodeScanner, Codec, extend_from_halves};
-pub use coded_query::{CodeFactors, CodedQuery, ListQuery};
+pub use coded_query::{CodeFactors, CodedQuery, ListQuery, gap};
 pub use coding::{Coding, EntrySizes, squared};
 pub use cpu::{UnsupportedCpu, init};
 pub use distance::{assign, distances, nearest, normalize};

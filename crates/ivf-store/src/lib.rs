@@ -41,7 +41,7 @@ pub use page::{
     Block, DATA_START, MAGIC, NO_BLOCK, PAGE_SIZE, PageBytes, PageKind, SPECIAL_SIZE,
     SPECIAL_START, VERSION,
 };
-pub use recall::{RECALL_ROWS, Recall, RecallCurve, RecallPoint};
+pub use recall::{Effort, QueryLists, RECALL_ROWS, Recall, RecallCurve, RecallPoint, spread};
 pub use rows::RowPage;
 pub use store::{MAX_CHANGED_PAGES, PageChange, PageStore};
 pub use tid::Tid;

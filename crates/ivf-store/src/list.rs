@@ -264,6 +264,12 @@ impl ListCursor {
         }
     }
 
+    /// The page that comes next, `None` at the end of the list.
+    #[must_use]
+    pub fn next(&self) -> Option<Block> {
+        Some(self.next).filter(|next| *next != NO_BLOCK)
+    }
+
     /// Hands the next page to `visit`, under its share lock. Returns false at
     /// the end of the list.
     ///

@@ -1,6 +1,11 @@
 //! The recall curve: how many of the nearest rows a search finds that reads so many
 //! lists. It is measured with queries whose nearest rows are known, and a search
 //! chooses its number of lists by it.
+//!
+//! Not every query takes as many lists: where the centroids near it are about equally
+//! far, its nearest rows lie in many lists, and where one is much nearer, in few. So the
+//! curve has a *reach* beside each number of lists: reading the lists whose [`spread`] is
+//! no larger finds as many rows, with fewer lists on average.
 
 use crate::error::StoreError;
 use crate::extent::{EXTENT_PAGE_BYTES, Extent, check_extent_page, read_extent, write_extent};
@@ -11,11 +16,29 @@ use crate::store::{PageChange, PageStore};
 /// The curve has a recall for the nearest so many rows.
 pub const RECALL_ROWS: [usize; 2] = [10, 100];
 
-const POINT_SIZE: usize = 4 + 8 * RECALL_ROWS.len();
+const POINT_SIZE: usize = 12 + 8 * RECALL_ROWS.len();
 /// Every number of lists up to here is a point; beyond, each is larger than the one
-/// before by an eighteenth.
+/// before by an eleventh.
 const DENSE: u32 = 64;
-const GROWTH: u32 = 18;
+const GROWTH: u32 = 11;
+
+/// How far down a query's order of lists one of them is: by its rank, from 1, and by its
+/// gap, how much farther its centroid is than the nearest. Both together tell better than
+/// either whether rows near the query lie in a list; of the products of powers that were
+/// compared on sentence embeddings this one needs the fewest lists.
+#[must_use]
+pub fn spread(rank: u32, gap: f32) -> f32 {
+    gap * (rank as f32).sqrt()
+}
+
+/// How the lists lie around a query, and in which of them its nearest rows are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueryLists {
+    /// Rank, from 1, and gap of the lists of its true nearest rows, nearest first.
+    pub nearest: Vec<(u32, f32)>,
+    /// The gap of the list at each rank of [`RecallCurve::ranks`].
+    pub gaps: Vec<f32>,
+}
 
 /// A share of the true nearest rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,6 +63,23 @@ pub struct RecallPoint {
     pub nprobe: u32,
     /// Recall of each number of rows of [`RECALL_ROWS`].
     pub recall: [Recall; RECALL_ROWS.len()],
+    /// Reading the lists whose [`spread`] is no larger finds as many of the nearest
+    /// [`RECALL_ROWS`]`[0]` rows. Infinite if that is not known.
+    pub reach: f32,
+    /// How many lists that is on average, [`Self::nprobe`] if it is not known.
+    pub lists: f32,
+}
+
+/// How a search reaches a recall.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Effort {
+    /// The same number of lists for each query, for each number of rows of
+    /// [`RECALL_ROWS`].
+    pub nprobe: [u32; RECALL_ROWS.len()],
+    /// [`RecallPoint::reach`] of the first of them.
+    pub reach: f32,
+    /// [`RecallPoint::lists`] of the first of them.
+    pub lists: f32,
 }
 
 /// Points with rising numbers of lists; the last is that of all lists.
@@ -56,27 +96,33 @@ impl RecallCurve {
             points: vec![RecallPoint {
                 nprobe: lists,
                 recall: [Recall::ALL; RECALL_ROWS.len()],
+                reach: f32::INFINITY,
+                lists: lists as f32,
             }],
         }
     }
 
-    /// The curve of an index of `lists` lists. `ranks` holds for each query the ranks,
-    /// from 1, of the lists that hold its true nearest rows, nearest first, when lists
-    /// are ordered by nearness to the query.
+    /// The curve of an index of `lists` lists, by queries whose nearest rows are known.
     #[must_use]
-    pub fn measured(lists: u32, ranks: &[Vec<u32>]) -> Self {
-        let ranks: Vec<&[u32]> = ranks
+    pub fn measured(lists: u32, queries: &[QueryLists]) -> Self {
+        let queries: Vec<&QueryLists> = queries
             .iter()
-            .map(Vec::as_slice)
-            .filter(|ranks| !ranks.is_empty())
+            .filter(|query| !query.nearest.is_empty())
             .collect();
-        if ranks.is_empty() {
+        if queries.is_empty() {
             return Self::unmeasured(lists);
         }
+        let spreads = Spreads::new(lists, &queries);
         let mut points: Vec<RecallPoint> = Vec::new();
-        for nprobe in numbers(lists) {
-            let recall = RECALL_ROWS.map(|rows| recall_of(&ranks, rows, nprobe));
-            points.push(RecallPoint { nprobe, recall });
+        for nprobe in Self::ranks(lists) {
+            let recall = RECALL_ROWS.map(|rows| recall_of(&queries, rows, nprobe));
+            let (reach, mean) = spreads.reach(f64::from(recall[0].mean), nprobe);
+            points.push(RecallPoint {
+                nprobe,
+                recall,
+                reach,
+                lists: mean,
+            });
             if recall.iter().all(|recall| recall.mean >= 1.0) {
                 break;
             }
@@ -87,28 +133,46 @@ impl RecallCurve {
         Self { points }
     }
 
+    /// The numbers of lists that are measured, the last of them `lists`.
+    pub fn ranks(lists: u32) -> impl Iterator<Item = u32> {
+        let next = move |nprobe: &u32| match *nprobe {
+            last if last >= lists => None,
+            few if few < DENSE => Some(few + 1),
+            many => Some(many.saturating_add(many.div_ceil(GROWTH)).min(lists)),
+        };
+        std::iter::successors(Some(1), next)
+    }
+
     /// The points.
     #[must_use]
     pub fn points(&self) -> &[RecallPoint] {
         &self.points
     }
 
-    /// The least numbers of lists whose recall of each of [`RECALL_ROWS`] reaches
-    /// `target`, by a standard error more than the mean: what was measured with few
-    /// queries must hold for others.
+    /// The least effort whose recall of each of [`RECALL_ROWS`] reaches `target`, by a
+    /// standard error more than the mean: what was measured with few queries must hold
+    /// for others.
     #[must_use]
-    pub fn nprobe(&self, target: f64) -> [u32; RECALL_ROWS.len()] {
-        let mut least = 1;
-        std::array::from_fn(|place| {
+    pub fn effort(&self, target: f64) -> Effort {
+        let found = |place: usize| {
             let reaches = |point: &&RecallPoint| {
                 let recall = point.recall[place];
                 f64::from(recall.mean - recall.error) >= target
             };
-            let found = self.points.iter().find(reaches).or(self.points.last());
+            self.points.iter().find(reaches).or(self.points.last())
+        };
+        let mut least = 1;
+        let nprobe = std::array::from_fn(|place| {
             // More rows never take fewer lists, whatever chance says.
-            least = found.map_or(1, |point| point.nprobe).max(least);
+            least = found(place).map_or(1, |point| point.nprobe).max(least);
             least
-        })
+        });
+        let first = found(0);
+        Effort {
+            nprobe,
+            reach: first.map_or(f32::INFINITY, |point| point.reach),
+            lists: first.map_or(1.0, |point| point.lists),
+        }
     }
 
     /// The recall of the nearest [`RECALL_ROWS`]`[0]` rows to expect of a search that
@@ -150,6 +214,8 @@ impl RecallCurve {
                     mean: f32::from_bits(get_u32(bytes, 4 + 8 * place)),
                     error: f32::from_bits(get_u32(bytes, 8 + 8 * place)),
                 }),
+                reach: f32::from_bits(get_u32(bytes, POINT_SIZE - 8)),
+                lists: f32::from_bits(get_u32(bytes, POINT_SIZE - 4)),
             })
             .collect();
         let rises = points.windows(2).all(|two| two[0].nprobe < two[1].nprobe);
@@ -157,7 +223,10 @@ impl RecallCurve {
         let share = 0.0..=1.0;
         let finite = (points.iter().flat_map(|point| point.recall))
             .all(|recall| share.contains(&recall.mean) && share.contains(&recall.error));
-        if !rises || !ends || !finite {
+        let known = points
+            .iter()
+            .all(|point| point.reach >= 0.0 && (1.0..=meta.lists as f32).contains(&point.lists));
+        if !rises || !ends || !finite || !known {
             let reason = "the recall curve is damaged";
             return Err(StoreError::corrupted(meta.recall.first, reason));
         }
@@ -207,18 +276,20 @@ impl RecallCurve {
                 put_u32(bytes, 4 + 8 * place, recall.mean.to_bits());
                 put_u32(bytes, 8 + 8 * place, recall.error.to_bits());
             }
+            put_u32(bytes, POINT_SIZE - 8, point.reach.to_bits());
+            put_u32(bytes, POINT_SIZE - 4, point.lists.to_bits());
         }
         bytes
     }
 }
 
 /// The recall of the nearest `rows` rows for searches that read `nprobe` lists.
-fn recall_of(ranks: &[&[u32]], rows: usize, nprobe: u32) -> Recall {
-    let count = ranks.len() as f64;
+fn recall_of(queries: &[&QueryLists], rows: usize, nprobe: u32) -> Recall {
+    let count = queries.len() as f64;
     let (mut sum, mut squares, mut seen) = (0.0, 0.0, 0);
-    for ranks in ranks {
-        let nearest = &ranks[..rows.min(ranks.len())];
-        let found = nearest.iter().filter(|rank| **rank <= nprobe).count();
+    for query in queries {
+        let nearest = &query.nearest[..rows.min(query.nearest.len())];
+        let found = nearest.iter().filter(|(rank, _)| *rank <= nprobe).count();
         let recall = found as f64 / nearest.len() as f64;
         sum += recall;
         squares += recall * recall;
@@ -235,14 +306,64 @@ fn recall_of(ranks: &[&[u32]], rows: usize, nprobe: u32) -> Recall {
     }
 }
 
-/// The numbers of lists that are measured, the last of them `lists`.
-fn numbers(lists: u32) -> impl Iterator<Item = u32> {
-    let next = move |nprobe: &u32| match *nprobe {
-        last if last >= lists => None,
-        few if few < DENSE => Some(few + 1),
-        many => Some(many.saturating_add(many.div_ceil(GROWTH)).min(lists)),
-    };
-    std::iter::successors(Some(1), next)
+/// The spreads of lists around queries.
+struct Spreads {
+    ranks: Vec<u32>,
+    /// Spreads at those ranks, for each query.
+    around: Vec<Vec<f32>>,
+    /// Spreads of the lists of the nearest rows of all queries, ascending, each with the
+    /// part that it has in the recall.
+    nearest: Vec<(f32, f64)>,
+}
+
+impl Spreads {
+    fn new(lists: u32, queries: &[&QueryLists]) -> Self {
+        let ranks: Vec<u32> = RecallCurve::ranks(lists).collect();
+        let is_known = |query: &&&QueryLists| query.gaps.iter().all(|gap| gap.is_finite());
+        let known: Vec<_> = queries.iter().filter(is_known).collect();
+        let around = known.iter().map(|query| {
+            let spreads = ranks.iter().zip(&query.gaps);
+            spreads.map(|(rank, gap)| spread(*rank, *gap)).collect()
+        });
+        let around = around.collect();
+        let mut nearest: Vec<(f32, f64)> = Vec::new();
+        for query in &known {
+            let rows = &query.nearest[..RECALL_ROWS[0].min(query.nearest.len())];
+            let part = 1.0 / (rows.len() * known.len()) as f64;
+            nearest.extend(rows.iter().map(|(rank, gap)| (spread(*rank, *gap), part)));
+        }
+        nearest.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        Self {
+            ranks,
+            around,
+            nearest,
+        }
+    }
+
+    /// The reach of a recall, and how many lists it is on average; what is said of
+    /// `nprobe` lists if that is not known, or not less.
+    fn reach(&self, recall: f64, nprobe: u32) -> (f32, f32) {
+        let mut found = 0.0;
+        let enough = self.nearest.iter().find(|(_, part)| {
+            found += part;
+            // As many parts as there are may fall short of their sum by rounding.
+            found >= recall - 1e-9
+        });
+        let Some((reach, _)) = enough else {
+            return (f32::INFINITY, nprobe as f32);
+        };
+        let lists = |spreads: &Vec<f32>| {
+            let within = spreads.partition_point(|spread| spread <= reach);
+            f64::from(self.ranks[within.max(1) - 1])
+        };
+        let sum: f64 = self.around.iter().map(lists).sum();
+        let mean = (sum / self.around.len() as f64) as f32;
+        if mean < nprobe as f32 {
+            (*reach, mean)
+        } else {
+            (f32::INFINITY, nprobe as f32)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -252,7 +373,7 @@ mod tests {
     #[test]
     fn all_lists_are_the_last_point_and_points_fit_into_a_page() {
         for lists in [1, 2, 63, 64, 65, 1000, 65_536, u32::MAX] {
-            let numbers: Vec<u32> = numbers(lists).collect();
+            let numbers: Vec<u32> = RecallCurve::ranks(lists).collect();
             assert_eq!(numbers.last(), Some(&lists));
             assert!(numbers.windows(2).all(|two| two[0] < two[1]));
             assert!(
@@ -263,11 +384,21 @@ mod tests {
         }
     }
 
+    /// A query around which centroids are ever farther by `step`.
+    fn query(lists: u32, step: f32, ranks: &[u32]) -> QueryLists {
+        let gap = |rank: u32| (rank - 1) as f32 * step;
+        QueryLists {
+            nearest: ranks.iter().map(|&rank| (rank, gap(rank))).collect(),
+            gaps: RecallCurve::ranks(lists).map(gap).collect(),
+        }
+    }
+
     #[test]
     fn recall_is_the_share_of_rows_in_the_lists_that_are_read() {
         let mut far = vec![1; 10];
         far.extend([4; 10]);
-        let curve = RecallCurve::measured(10, &[vec![1, 1, 1, 2], vec![1, 1, 3, 3], far, vec![]]);
+        let ranks: [&[u32]; 4] = [&[1, 1, 1, 2], &[1, 1, 3, 3], &far, &[]];
+        let curve = RecallCurve::measured(10, &ranks.map(|ranks| query(10, 0.1, ranks)));
         let of_ten: Vec<f32> = (curve.points().iter())
             .map(|point| (point.recall[0].mean * 3.0 * 4.0).round() / 4.0)
             .collect();
@@ -282,14 +413,41 @@ mod tests {
         assert!((curve.points()[2].recall[0].error - 1.0 / 19.0).abs() < 1e-6);
         assert!((curve.recall(2) * 3.0 - 2.5).abs() < 1e-6);
         assert_eq!(curve.recall(7), 1.0);
-        assert_eq!(curve.nprobe(0.3), [1, 1]);
-        assert_eq!(curve.nprobe(0.8), [3, 4]);
-        assert_eq!(curve.nprobe(1.0), [10, 10]);
+        assert_eq!(curve.effort(0.3).nprobe, [1, 1]);
+        assert_eq!(curve.effort(0.8).nprobe, [3, 4]);
+        assert_eq!(curve.effort(1.0).nprobe, [10, 10]);
+    }
+
+    #[test]
+    fn a_query_with_a_near_centroid_takes_fewer_lists() {
+        let (crowded, lonely) = (query(50, 0.01, &[1, 8]), query(50, 1.0, &[1, 1]));
+        let curve = RecallCurve::measured(50, &[crowded, lonely]);
+        let eight = curve.points()[7];
+        assert_eq!((eight.nprobe, eight.recall[0].mean), (8, 1.0));
+        assert_eq!(eight.reach, spread(8, 0.07));
+        // Eight for the one, one for the other.
+        assert_eq!(eight.lists, 4.5);
+        // Where the reach would read no fewer lists, all queries read as many.
+        let two = curve.points()[1];
+        assert_eq!((two.recall[0].mean, two.reach, two.lists), (0.75, 0.0, 1.0));
+    }
+
+    #[test]
+    fn queries_whose_distances_are_no_numbers_have_no_reach() {
+        let curve = RecallCurve::measured(9, &[query(9, f32::INFINITY, &[1, 2])]);
+        assert!(
+            curve
+                .points()
+                .iter()
+                .all(|point| point.reach == f32::INFINITY && point.lists == point.nprobe as f32)
+        );
+        assert_eq!(curve.effort(0.4).nprobe, [2, 2]);
     }
 
     #[test]
     fn the_error_is_that_of_the_mean_over_queries() {
-        let curve = RecallCurve::measured(10, &[vec![1, 1, 1, 2], vec![1, 1, 3, 3]]);
+        let queries = [query(10, 0.1, &[1, 1, 1, 2]), query(10, 0.1, &[1, 1, 3, 3])];
+        let curve = RecallCurve::measured(10, &queries);
         // Of 0.75 and 0.5: a deviation of 0.125 over the root of one less than two.
         assert!((curve.points()[0].recall[0].error - 0.125).abs() < 1e-6);
     }
@@ -297,7 +455,8 @@ mod tests {
     #[test]
     fn without_queries_all_lists_are_read() {
         for curve in [RecallCurve::unmeasured(7), RecallCurve::measured(7, &[])] {
-            assert_eq!(curve.nprobe(0.1), [7, 7]);
+            let effort = curve.effort(0.1);
+            assert_eq!((effort.nprobe, effort.reach), ([7, 7], f32::INFINITY));
             assert_eq!(curve.recall(6), 0.0);
         }
     }

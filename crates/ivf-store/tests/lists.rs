@@ -123,7 +123,7 @@ proptest! {
         let rows: Vec<(u32, u32)> = rows.iter().map(|&n| (n % shape.lists, n)).collect();
         let (store, meta) = build(shape, &rows);
         prop_assert_eq!(&Meta::read(&store).unwrap(), &meta);
-        let nprobe = RecallCurve::read(&store, &meta).unwrap().nprobe(1.0);
+        let nprobe = RecallCurve::read(&store, &meta).unwrap().effort(1.0).nprobe;
         prop_assert_eq!(nprobe, [shape.lists; 2]);
         let mut model: Model = rows
             .iter()

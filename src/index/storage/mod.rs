@@ -7,14 +7,17 @@
 
 mod change;
 mod page;
+mod recent;
 
 use std::cell::Cell;
+use std::rc::Rc;
 
 use ivf_store::{Block, PAGE_SIZE, PageStore, StoreError};
 use pgrx::pg_sys;
 
 use change::RelationChange;
 use page::{PinnedBuffer, SharedPage};
+pub(super) use recent::RecentBuffers;
 
 const _: () = {
     assert!(pg_sys::BLCKSZ as usize == PAGE_SIZE);
@@ -48,6 +51,7 @@ pub(super) struct RelationStore {
     strategy: pg_sys::BufferAccessStrategy,
     logging: Logging,
     known_blocks: Cell<Block>,
+    recent: Option<Rc<RecentBuffers>>,
 }
 
 impl RelationStore {
@@ -63,6 +67,15 @@ impl RelationStore {
             strategy: std::ptr::null_mut(),
             logging: Logging::EachChange,
             known_blocks: Cell::new(0),
+            recent: None,
+        }
+    }
+
+    /// The same pages, looked for first where they were found last.
+    pub fn with_recent(self, recent: &Rc<RecentBuffers>) -> Self {
+        Self {
+            recent: Some(Rc::clone(recent)),
+            ..self
         }
     }
 
@@ -92,6 +105,31 @@ impl RelationStore {
             logging: Logging::AtEnd,
             // SAFETY: the caller's promise.
             ..unsafe { Self::open(relation) }
+        }
+    }
+
+    /// How many pages are best asked for before they are read.
+    pub fn read_ahead(&self) -> usize {
+        // SAFETY: a backend reads its own setting.
+        usize::try_from(unsafe { pg_sys::effective_io_concurrency }).unwrap_or(0)
+    }
+
+    /// Asks the system to read `block`, which will be read soon, if it is in no buffer.
+    pub fn prefetch(&self, block: Block) {
+        let recent = self.recent.as_ref();
+        if recent.is_some_and(|recent| recent.find(block).is_some()) {
+            return;
+        }
+        if block >= self.known_blocks.get() && block >= self.block_count() {
+            // It is an error when it is read.
+            return;
+        }
+        // SAFETY: the relation is open and the block exists.
+        let found = unsafe { pg_sys::PrefetchBuffer(self.relation, self.fork, block) };
+        if let Some(recent) = recent
+            && found.recent_buffer != pg_sys::InvalidBuffer as pg_sys::Buffer
+        {
+            recent.remember(block, found.recent_buffer);
         }
     }
 
@@ -129,6 +167,14 @@ impl RelationStore {
 
     /// Pins `block`, which must exist.
     fn pin(&self, block: Block) -> Result<PinnedBuffer, StoreError> {
+        let recent = self.recent.as_ref();
+        if let Some(buffer) = recent.and_then(|recent| recent.find(block)) {
+            // SAFETY: the relation is open.
+            let pinned = unsafe { PinnedBuffer::again(self.relation, self.fork, block, buffer) };
+            if let Some(pinned) = pinned {
+                return Ok(pinned);
+            }
+        }
         if block >= self.known_blocks.get() && block >= self.block_count() {
             return Err(StoreError::Corrupted {
                 block,
@@ -136,7 +182,11 @@ impl RelationStore {
             });
         }
         // SAFETY: the relation is open and the block exists.
-        Ok(unsafe { PinnedBuffer::read(self.relation, self.fork, block, self.strategy) })
+        let pinned = unsafe { PinnedBuffer::read(self.relation, self.fork, block, self.strategy) };
+        if let Some(recent) = recent {
+            recent.remember(block, pinned.id());
+        }
+        Ok(pinned)
     }
 }
 

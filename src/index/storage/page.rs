@@ -28,6 +28,35 @@ impl PinnedBuffer {
         })
     }
 
+    /// Pins `block` if it is still in the buffer `recent`.
+    ///
+    /// # Safety
+    /// `relation` must be open.
+    pub(super) unsafe fn again(
+        relation: pg_sys::Relation,
+        fork: pg_sys::ForkNumber::Type,
+        block: Block,
+        recent: pg_sys::Buffer,
+    ) -> Option<Self> {
+        // SAFETY: the caller's promise. The buffer was once given out by PostgreSQL, which
+        // compares what it holds.
+        unsafe {
+            #[cfg(any(feature = "pg14", feature = "pg15"))]
+            let file = (*relation).rd_node;
+            #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+            let file = (*relation).rd_locator;
+            if !pg_sys::ReadRecentBuffer(file, fork, block, recent) {
+                return None;
+            }
+            count_hit(relation);
+        }
+        Some(Self(recent))
+    }
+
+    pub(super) fn id(&self) -> pg_sys::Buffer {
+        self.0
+    }
+
     pub(super) fn lock_shared(self) -> SharedPage {
         SharedPage(self.lock(pg_sys::BUFFER_LOCK_SHARE as i32))
     }
@@ -43,6 +72,27 @@ impl PinnedBuffer {
         // The pin belongs to the locked buffer now.
         std::mem::forget(self);
         LockedBuffer(buffer)
+    }
+}
+
+/// What `ReadBuffer` counts of a relation and `ReadRecentBuffer` does not: a page that was
+/// wanted and was there.
+///
+/// # Safety
+/// `relation` must be open.
+unsafe fn count_hit(relation: pg_sys::Relation) {
+    // SAFETY: the caller's promise; the statistics belong to the relation.
+    if let Some(statistics) = unsafe { (*relation).pgstat_info.as_mut() } {
+        #[cfg(any(feature = "pg14", feature = "pg15"))]
+        {
+            statistics.t_counts.t_blocks_fetched += 1;
+            statistics.t_counts.t_blocks_hit += 1;
+        }
+        #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+        {
+            statistics.counts.blocks_fetched += 1;
+            statistics.counts.blocks_hit += 1;
+        }
     }
 }
 

@@ -174,7 +174,7 @@ fn check_bounds(factory: &str, metric: Metric, list: &List, queries: &[Vec<f32>]
     let (mut all, mut nearest, mut loose, mut refined_nearest) = (0.0, 0.0, 0.0, 0.0);
     for query in queries {
         let keys = list.keys(query);
-        let mut coded = list.coding.query(query).unwrap();
+        let mut coded = list.coding.query(query, 3.0).unwrap();
         let bounds = list.bounds(&mut coded);
         all += broken(&bounds, &keys, false);
         nearest += broken(&bounds, &keys, true);
@@ -236,7 +236,7 @@ fn refine_codes_say_nearly_everything() {
         let (sample, rows) = data.split_at(2000 * DIM);
         let list = List::new(factory, Metric::L2, sample, rows.to_vec());
         for query in queries(&mut random, rows) {
-            let refined = list.refined(&list.coding.query(&query).unwrap());
+            let refined = list.refined(&list.coding.query(&query, 3.0).unwrap());
             let away = looseness(&refined, &list.keys(&query));
             assert!((0.0..0.01).contains(&away), "{factory}: {away}");
         }
@@ -259,7 +259,7 @@ fn vectors_at_the_end_of_what_floats_hold_are_coded_and_found() {
             let list = List::new(factory, metric, &sample, rows.clone());
             for query in rows.chunks_exact(DIM) {
                 let keys = list.keys(query);
-                let mut coded = list.coding.query(query).unwrap();
+                let mut coded = list.coding.query(query, 3.0).unwrap();
                 let bounds = list.bounds(&mut coded);
                 for (bound, key) in bounds.iter().zip(&keys) {
                     assert!(!bound.is_nan());

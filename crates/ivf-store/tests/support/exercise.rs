@@ -8,8 +8,8 @@ use std::hint::black_box;
 
 use ivf_store::{
     BLOCK_CODES, Block, FACTORS, ListCursor, ListEntry, ListLayout, ListPage, MemoryStore, Meta,
-    PAGE_SIZE, PageBytes, PageChange, PageKind, PageStore, Place, RecallCurve, RowPage, StoreError,
-    insert, list_entries, list_entry, move_insert_block, read_extent, vacuum_page,
+    PAGE_SIZE, PageBytes, PageChange, PageKind, PageStore, Place, QueryLists, RecallCurve, RowPage,
+    StoreError, insert, list_entries, list_entry, move_insert_block, read_extent, vacuum_page,
 };
 
 use super::index::{record, tid};
@@ -143,7 +143,7 @@ fn operate(store: &Counted, meta: &Meta) {
 
 fn read_curve(store: &Counted, meta: &Meta) {
     if let Ok(curve) = store.within(1, |store| RecallCurve::read(store, meta)) {
-        let nprobe = curve.nprobe(0.95);
+        let nprobe = curve.effort(0.95).nprobe;
         for nprobe in nprobe {
             assert!((1..=meta.lists).contains(&nprobe), "{curve:?}");
             assert!((0.0..=1.0).contains(&curve.recall(nprobe)), "{curve:?}");
@@ -243,7 +243,11 @@ fn vacuum(store: &Counted, meta: &Meta, block: Block) {
 }
 
 fn replace_curve(store: &Counted, meta: &Meta) {
-    let curve = RecallCurve::measured(meta.lists, &[vec![1, meta.lists]]);
+    let query = QueryLists {
+        nearest: vec![(1, 0.0), (meta.lists, 1.0)],
+        gaps: RecallCurve::ranks(meta.lists).map(|_| 0.5).collect(),
+    };
+    let curve = RecallCurve::measured(meta.lists, &[query]);
     let replaced = store.within(2, |store| curve.replace(store, meta, 78));
     if replaced.is_ok() {
         let read = store.within(1, |store| RecallCurve::read(store, meta));

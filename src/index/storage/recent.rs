@@ -1,0 +1,51 @@
+//! Where pages of an index were found in the buffers last: PostgreSQL checks whether they
+//! are still there, which costs less than to look them up.
+
+use std::cell::Cell;
+
+use ivf_store::Block;
+use pgrx::pg_sys;
+
+/// An index with more pages remembers those that were read last.
+const MOST_REMEMBERED: u32 = 1 << 16;
+
+/// A block and the buffer that it was in.
+type Place = (Block, pg_sys::Buffer);
+
+/// Buffers of one index, in which some backend has read it.
+pub(in crate::index) struct RecentBuffers {
+    /// By the last bits of the block's number.
+    places: Vec<Cell<Place>>,
+}
+
+impl RecentBuffers {
+    /// For an index of so many blocks.
+    pub fn new(blocks: Block) -> Self {
+        let count = blocks.clamp(1, MOST_REMEMBERED).next_power_of_two();
+        let none = (0, pg_sys::InvalidBuffer as pg_sys::Buffer);
+        Self {
+            places: vec![Cell::new(none); count as usize],
+        }
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.places.len() * size_of::<Place>()
+    }
+
+    fn place(&self, block: Block) -> &Cell<Place> {
+        &self.places[block as usize & (self.places.len() - 1)]
+    }
+
+    /// The buffer that `block` was in.
+    pub(super) fn find(&self, block: Block) -> Option<pg_sys::Buffer> {
+        let (found, buffer) = self.place(block).get();
+        let is_known = found == block && buffer != pg_sys::InvalidBuffer as pg_sys::Buffer;
+        is_known.then_some(buffer)
+    }
+
+    /// Remembers the buffer that `block` is in.
+    pub(super) fn remember(&self, block: Block, buffer: pg_sys::Buffer) {
+        self.place(block).set((block, buffer));
+    }
+}
