@@ -1,6 +1,8 @@
 #include "internal.h"
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
 #include <memory>
 #include <stdexcept>
 #include <vector>
@@ -11,15 +13,31 @@
 #include <faiss/impl/ScalarQuantizer.h>
 #include <faiss/utils/distances.h>
 
+/// The matrix product of the BLAS that FAISS is linked with.
+extern "C" int sgemm_(
+        const char* transa,
+        const char* transb,
+        const int* m,
+        const int* n,
+        const int* k,
+        const float* alpha,
+        const float* a,
+        const int* lda,
+        const float* b,
+        const int* ldb,
+        const float* beta,
+        float* c,
+        const int* ldc);
+
 namespace {
 
 /// Multiplications between two polls: some tens of milliseconds of one core.
-constexpr size_t BLOCK_WORK = size_t(1) << 31;
+constexpr size_t BLOCK_WORK = size_t(1) << 30;
 
-/// Fewer points than this in a block make matrix products slow; the upper limit
-/// only bounds the buffers.
+/// Fewer points than this in a block make matrix products slow; more would leave
+/// threads idle at the end, and gain nothing.
 constexpr size_t MIN_BLOCK_POINTS = 64;
-constexpr size_t MAX_BLOCK_POINTS = size_t(1) << 16;
+constexpr size_t MAX_BLOCK_POINTS = 1024;
 
 size_t block_points(size_t dim, size_t n_centroids) {
     size_t work_per_point = std::max<size_t>(1, dim * n_centroids);
@@ -72,16 +90,32 @@ struct TrainingIndex : faiss::IndexFlat {
             const faiss::SearchParameters* params) const override {
         std::fill(labels, labels + n * k, NO_LABEL);
         faiss::idx_t block = block_points(d, ntotal);
+        std::atomic<bool> stopped{false};
+        std::exception_ptr failure;
+#pragma omp parallel for schedule(dynamic)
         for (faiss::idx_t begin = 0; begin < n; begin += block) {
-            stop_if_asked();
-            faiss::idx_t size = std::min(block, n - begin);
-            IndexFlat::search(
-                    size,
-                    x + begin * d,
-                    k,
-                    distances + begin * k,
-                    labels + begin * k,
-                    params);
+            // An exception must not leave a parallel region.
+            try {
+                if (omp_get_thread_num() == 0) {
+                    stop_if_asked();
+                }
+                if (!stopped) {
+                    IndexFlat::search(
+                            std::min(block, n - begin),
+                            x + begin * d,
+                            k,
+                            distances + begin * k,
+                            labels + begin * k,
+                            params);
+                }
+            } catch (...) {
+#pragma omp critical
+                failure = std::current_exception();
+                stopped = true;
+            }
+        }
+        if (failure) {
+            std::rethrow_exception(failure);
         }
         std::transform(labels, labels + n * k, labels, valid_label);
         iterations++;
@@ -196,26 +230,47 @@ int faiss_ivf_half_distances(
     });
 }
 
-int faiss_ivf_nearest(
+int faiss_ivf_all_distances(
         int metric,
         size_t dim,
         const float* queries,
         size_t n_queries,
         const float* vectors,
         size_t n,
-        size_t k,
         float* distances,
-        int64_t* rows,
         char* message,
         size_t message_bytes) {
     return guarded(message, message_bytes, [&] {
-        std::fill(rows, rows + n_queries * k, NO_LABEL);
-        if (metric == FAISS_IVF_INNER_PRODUCT) {
-            faiss::knn_inner_product(
-                    queries, vectors, dim, n_queries, n, k, distances, rows);
-        } else {
-            faiss::knn_L2sqr(
-                    queries, vectors, dim, n_queries, n, k, distances, rows);
+        bool is_l2 = metric == FAISS_IVF_L2;
+        // Column-major, as BLAS sees it: the transposed of `vectors` times `queries`.
+        int rows = int(n), columns = int(n_queries), depth = int(dim);
+        float factor = is_l2 ? -2 : 1, zero = 0;
+        sgemm_("Transpose",
+               "Not transpose",
+               &rows,
+               &columns,
+               &depth,
+               &factor,
+               vectors,
+               &depth,
+               queries,
+               &depth,
+               &zero,
+               distances,
+               &rows);
+        if (!is_l2) {
+            return;
+        }
+        std::vector<float> squares(n);
+        faiss::fvec_norms_L2sqr(squares.data(), vectors, dim, n);
+        for (size_t i = 0; i < n_queries; i++) {
+            float square = faiss::fvec_norm_L2sqr(queries + i * dim, dim);
+            float* of_query = distances + i * n;
+            for (size_t j = 0; j < n; j++) {
+                // Rounding shall not make a distance negative, but a NaN stays one.
+                float distance = square + squares[j] + of_query[j];
+                of_query[j] = distance < 0 ? 0 : distance;
+            }
         }
     });
 }
