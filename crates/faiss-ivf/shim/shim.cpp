@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <exception>
 #include <memory>
 #include <stdexcept>
@@ -64,6 +65,76 @@ faiss::idx_t valid_label(faiss::idx_t label) {
     return std::max<faiss::idx_t>(label, 0);
 }
 
+/// Centroids whose products with a block of points are computed together.
+constexpr size_t BLOCK_CENTROIDS = 1024;
+
+/// `products` `(n_points, n_centroids)` of points and centroids.
+void multiply(
+        size_t dim,
+        const float* points,
+        size_t n_points,
+        const float* centroids,
+        size_t n_centroids,
+        float factor,
+        float* products) {
+    // Column-major, as BLAS sees it: the transposed of `centroids` times `points`.
+    int rows = int(n_centroids), columns = int(n_points), depth = int(dim);
+    float zero = 0;
+    sgemm_("Transpose",
+           "Not transpose",
+           &rows,
+           &columns,
+           &depth,
+           &factor,
+           centroids,
+           &depth,
+           points,
+           &depth,
+           &zero,
+           products,
+           &rows);
+}
+
+/// The centroid of the largest inner product with each point, NO_LABEL where none is
+/// larger than minus infinity. faiss::knn_inner_product looks at one product after the
+/// other, which takes a good part of the time of the product itself.
+void largest_products(
+        size_t dim,
+        const float* points,
+        size_t n_points,
+        const float* centroids,
+        size_t n_centroids,
+        float* largest,
+        int64_t* labels) {
+    size_t most = std::min(BLOCK_CENTROIDS, n_centroids);
+    std::unique_ptr<float[]> products(new float[n_points * most]);
+    std::fill(largest, largest + n_points, -HUGE_VALF);
+    std::fill(labels, labels + n_points, NO_LABEL);
+    for (size_t begin = 0; begin < n_centroids; begin += most) {
+        size_t size = std::min(most, n_centroids - begin);
+        multiply(
+                dim,
+                points,
+                n_points,
+                centroids + begin * dim,
+                size,
+                1,
+                products.get());
+        for (size_t i = 0; i < n_points; i++) {
+            const float* row = products.get() + i * size;
+            float best = largest[i];
+#pragma omp simd reduction(max : best)
+            for (size_t j = 0; j < size; j++) {
+                best = row[j] > best ? row[j] : best;
+            }
+            if (best > largest[i]) {
+                largest[i] = best;
+                labels[i] = begin + (std::find(row, row + size, best) - row);
+            }
+        }
+    }
+}
+
 /// A flat index that polls while it searches.
 ///
 /// faiss::InterruptCallback would be asked between blocks of 4096 points
@@ -100,7 +171,7 @@ struct TrainingIndex : faiss::IndexFlat {
                     stop_if_asked();
                 }
                 if (!stopped) {
-                    IndexFlat::search(
+                    search_block(
                             std::min(block, n - begin),
                             x + begin * d,
                             k,
@@ -120,6 +191,20 @@ struct TrainingIndex : faiss::IndexFlat {
         std::transform(labels, labels + n * k, labels, valid_label);
         iterations++;
         stop_if_asked();
+    }
+
+    void search_block(
+            faiss::idx_t n,
+            const float* x,
+            faiss::idx_t k,
+            float* distances,
+            faiss::idx_t* labels,
+            const faiss::SearchParameters* params) const {
+        if (k == 1 && metric_type == faiss::METRIC_INNER_PRODUCT) {
+            largest_products(d, x, n, get_xb(), ntotal, distances, labels);
+        } else {
+            IndexFlat::search(n, x, k, distances, labels, params);
+        }
     }
 
     void stop_if_asked() const {
@@ -170,10 +255,20 @@ int faiss_ivf_assign(
         std::vector<int64_t> labels(block);
         for (size_t begin = 0; begin < n_points; begin += block) {
             size_t size = std::min(block, n_points - begin);
-            std::fill(labels.begin(), labels.end(), NO_LABEL);
-            auto knn = [&](auto function) {
-                function(
-                        points + begin * dim,
+            const float* x = points + begin * dim;
+            if (metric == FAISS_IVF_INNER_PRODUCT) {
+                largest_products(
+                        dim,
+                        x,
+                        size,
+                        centroids,
+                        n_centroids,
+                        distances.data(),
+                        labels.data());
+            } else {
+                std::fill(labels.begin(), labels.end(), NO_LABEL);
+                faiss::knn_L2sqr(
+                        x,
                         centroids,
                         dim,
                         size,
@@ -181,11 +276,6 @@ int faiss_ivf_assign(
                         1,
                         distances.data(),
                         labels.data());
-            };
-            if (metric == FAISS_IVF_INNER_PRODUCT) {
-                knn([](auto... args) { faiss::knn_inner_product(args...); });
-            } else {
-                knn([](auto... args) { faiss::knn_L2sqr(args...); });
             }
             for (size_t i = 0; i < size; i++) {
                 lists[begin + i] = uint32_t(valid_label(labels[i]));
@@ -242,22 +332,14 @@ int faiss_ivf_all_distances(
         size_t message_bytes) {
     return guarded(message, message_bytes, [&] {
         bool is_l2 = metric == FAISS_IVF_L2;
-        // Column-major, as BLAS sees it: the transposed of `vectors` times `queries`.
-        int rows = int(n), columns = int(n_queries), depth = int(dim);
-        float factor = is_l2 ? -2 : 1, zero = 0;
-        sgemm_("Transpose",
-               "Not transpose",
-               &rows,
-               &columns,
-               &depth,
-               &factor,
-               vectors,
-               &depth,
-               queries,
-               &depth,
-               &zero,
-               distances,
-               &rows);
+        multiply(
+                dim,
+                queries,
+                n_queries,
+                vectors,
+                n,
+                is_l2 ? -2 : 1,
+                distances);
         if (!is_l2) {
             return;
         }

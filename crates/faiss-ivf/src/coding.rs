@@ -346,7 +346,9 @@ impl Coding {
 
 /// Whether a component is infinite, or [`Coding::map`] has made it the largest float.
 pub(crate) fn is_cut_off(vector: &[f32]) -> bool {
-    !vector.iter().all(|value| value.abs() < f32::MAX)
+    // Without an early exit, so that the compiler can vectorise.
+    let is_whole = |all, value: &f32| all & (value.abs() < f32::MAX);
+    !vector.iter().fold(true, is_whole)
 }
 
 /// The squared length of a vector.

@@ -64,7 +64,8 @@ impl Coding {
                 [] => &zero[..],
                 center => center,
             };
-            let lost = |row: usize| self.lost(&vectors[row * dim..][..dim], at(mapped, row, code_dim));
+            let lost =
+                |row: usize| self.lost(&vectors[row * dim..][..dim], at(mapped, row, code_dim));
             coder.encode(mapped, center, lost)?;
             if let Some((coder, mean)) = &mut refine_coder {
                 coder.encode(vectors, |_| &mean[..], |_| 0.0)?;
@@ -163,7 +164,8 @@ impl<'q> Coder<'q> {
                 at(&self.stands_for, row, dim),
                 center(row),
             );
-            self.factors.push(factors(self.metric, dim, &sums, lost(row)));
+            self.factors
+                .push(factors(self.metric, dim, &sums, lost(row)));
         }
         Ok(())
     }
@@ -178,7 +180,12 @@ impl<'q> Coder<'q> {
             error,
         } = self.factors[row];
         let mut bytes = [0; FACTORS_SIZE];
-        for (to, number) in bytes.as_chunks_mut().0.iter_mut().zip([scale, offset, error]) {
+        for (to, number) in bytes
+            .as_chunks_mut()
+            .0
+            .iter_mut()
+            .zip([scale, offset, error])
+        {
             *to = number.to_ne_bytes();
         }
         records.extend_from_slice(&bytes);

@@ -22,8 +22,9 @@ static SIGNS: [[f32; 8]; 256] = {
     let mut signs = [[-1.0; 8]; 256];
     let mut i = 0;
     while i < 256 * 8 {
-        if i / 8 >> (i % 8) & 1 == 1 {
-            signs[i / 8][i % 8] = 1.0;
+        let (byte, bit) = (i / 8, i % 8);
+        if byte >> bit & 1 == 1 {
+            signs[byte][bit] = 1.0;
         }
         i += 1;
     }

@@ -111,12 +111,15 @@ pub(super) unsafe fn train(source: &Source) -> Training {
         }
         let capacity = sample_capacity(source, wanted);
         let least = wanted.saturating_add(HELD_BACK_ROWS as u32);
-        let mut sample =
-            source.draw_and_tell(expected, capacity, least, &progress::set_blocks);
+        let mut sample = source.draw_and_tell(expected, capacity, least, &progress::set_blocks);
         sample.leave_out_outliers();
         let spare = sample.tids.len().saturating_sub(wanted as usize);
         let held_back = sample.hold_back((sample.tids.len() / 10).min(HELD_BACK_ROWS).min(spare));
         let rows = sample.tids.len();
+        if rows == 0 {
+            report_untrained(source, wanted);
+            return Training::none(source);
+        }
         let count = wanted.min(rows as u32);
         if count < wanted {
             report_few_rows(source, wanted, rows);

@@ -56,6 +56,8 @@ fn extend(store: &RelationStore, count: usize) -> (Block, Vec<PinnedBuffer>) {
     };
     let added = &buffers[..added as usize];
     // SAFETY: these pins are ours.
-    let pinned = added.iter().map(|&buffer| unsafe { PinnedBuffer::of(buffer) });
+    let pinned = added
+        .iter()
+        .map(|&buffer| unsafe { PinnedBuffer::of(buffer) });
     (first, pinned.collect())
 }
