@@ -25,6 +25,8 @@ const ROWS: i64 = 60_000;
 /// What a build takes beside what `maintenance_work_mem` is for: blocks of distances in
 /// FAISS, which are 16 MB at most, and the buffers of BLAS.
 const OVERHEAD: u64 = 24 << 20;
+/// A small sample is drawn from so many blocks of the table.
+const SAMPLED_BLOCKS: i64 = 2000;
 /// The phases of a build, as the progress view shows them.
 const PHASES: [&str; 5] = [
     "building index: sampling rows",
@@ -261,6 +263,8 @@ fn a_build_shows_its_phases_in_order_and_how_far_it_is() {
     let mut shown: Vec<Progress> = Vec::new();
     // The sample of a phase that shows how far it is: blocks of the table that were
     // read, or iterations or rows.
+    let sampled = SAMPLED_BLOCKS.min(blocks);
+    let sampling = |p: &Progress| p.phase == 0 && p.blocks.1 == sampled && p.blocks.0 > 0;
     let clustering = |p: &Progress| p.phase == 1 && p.tuples.1 == 10;
     let assigning = |p: &Progress| p.phase == 2 && p.blocks.1 == blocks && p.blocks.0 > 0;
     let writing = |p: &Progress| p.phase == 4 && p.tuples.1 == ROWS && p.tuples.0 > 0;
@@ -271,6 +275,7 @@ fn a_build_shows_its_phases_in_order_and_how_far_it_is() {
         shown.extend(more);
         let is_seen = |phase| shown.iter().any(|progress| progress.phase == phase);
         let shares = shown.iter().any(clustering) && shown.iter().any(assigning);
+        let shares = shares && shown.iter().any(sampling);
         if (0..PHASES.len()).all(is_seen) && shares && shown.iter().any(writing) {
             break;
         }
@@ -281,15 +286,16 @@ fn a_build_shows_its_phases_in_order_and_how_far_it_is() {
             "{phase}"
         );
     }
+    assert!(shown.iter().any(sampling), "sampled blocks");
     assert!(shown.iter().any(clustering), "iterations");
     assert!(shown.iter().any(assigning), "blocks");
     assert!(shown.iter().any(writing), "rows");
     // Nothing is left of the phase before.
-    let totals = [(0, 0), (0, 10), (blocks, 0), (0, 0), (0, ROWS)];
+    let totals = [(sampled, 0), (0, 10), (blocks, 0), (0, ROWS), (0, ROWS)];
     for progress in &shown {
         let (of_blocks, of_tuples) = totals[progress.phase];
         assert!([0, of_blocks].contains(&progress.blocks.1), "{progress:?}");
-        assert_eq!(progress.tuples.1, of_tuples, "{progress:?}");
+        assert!([0, of_tuples].contains(&progress.tuples.1), "{progress:?}");
         for (done, total) in [progress.blocks, progress.tuples] {
             assert!(done <= total, "{progress:?}");
         }
@@ -334,4 +340,155 @@ fn an_index_of_few_rows_wants_to_be_built_anew_when_there_are_more() {
         let shown: (i32, bool) = (row.get(0), row.get(1));
         assert_eq!(shown, (lists, wants_reindex), "{statement}");
     }
+}
+
+/// What the pages of an index hold, without what differs between two builds of the same:
+/// the meta page, which has a random stamp, and the headers with positions in the log.
+fn contents(cluster: &Cluster, client: &mut Client, index: &str) -> Vec<Vec<u8>> {
+    client.batch_execute("CHECKPOINT").unwrap();
+    let query = format!("SELECT pg_relation_filepath('{index}')");
+    let path: String = client.query_one(&query, &[]).unwrap().get(0);
+    let file = fs::read(cluster.data().join(path)).unwrap();
+    let pages = file.chunks(8192).skip(1);
+    pages.map(|page| page[32..].to_vec()).collect()
+}
+
+#[test]
+fn workers_change_nothing_in_an_index() {
+    let cluster = Cluster::start(&["maintenance_work_mem = 64MB"]);
+    let mut client = cluster.client();
+    client.batch_execute(TABLE).unwrap();
+    for factory in [
+        "RR,IVF,RaBitQ,Refine(SQ8)",
+        "IVF,PQ16x4fs,RFlat",
+        "IVF,Flat",
+    ] {
+        let mut build = |settings: &str| {
+            let statements = format!(
+                "{settings};
+                 CREATE INDEX item_v ON item USING faiss_ivf (v vector_l2_ops)
+                    WITH (lists = 240, factory = '{factory}')"
+            );
+            client.batch_execute(&statements).unwrap();
+            let contents = contents(&cluster, &mut client, "item_v");
+            client
+                .batch_execute("DROP INDEX item_v; RESET ALL")
+                .unwrap();
+            contents
+        };
+        let alone = build("SET max_parallel_maintenance_workers = 0");
+        assert!(alone.len() > 100);
+        // As many as there are processors for.
+        let helped = build("SET max_parallel_maintenance_workers = 3");
+        assert!(alone == helped, "{factory}");
+    }
+}
+
+/// The most threads that a build of `item_v` has at a time.
+fn most_threads(cluster: &Cluster, settings: &str) -> usize {
+    let mut client = cluster.client();
+    client.batch_execute(settings).unwrap();
+    let tasks = format!("/proc/{}/task", backend(&mut client));
+    thread::scope(|scope| {
+        let statements = format!("{}; DROP INDEX item_v", build("item", 240));
+        let build = scope.spawn(move || client.batch_execute(&statements).unwrap());
+        let mut most = 0;
+        while !build.is_finished() {
+            let found = fs::read_dir(&tasks).map_or(0, |tasks| {
+                let names = tasks.flatten().map(|task| task.path().join("comm"));
+                let names = names.filter_map(|name| fs::read_to_string(name).ok());
+                names.filter(|name| name.trim() == "faiss_ivf").count()
+            });
+            most = most.max(found);
+        }
+        most
+    })
+}
+
+#[test]
+fn a_build_has_as_many_threads_as_it_may_have_workers() {
+    let cluster = Cluster::start(&[]);
+    cluster.client().batch_execute(TABLE).unwrap();
+    let workers = |count: usize| format!("SET max_parallel_maintenance_workers = {count}");
+    assert_eq!(most_threads(&cluster, &workers(0)), 0);
+    if thread::available_parallelism().unwrap().get() > 1 {
+        assert!(most_threads(&cluster, &workers(1)) >= 1);
+    }
+    let alter = "ALTER TABLE item SET (parallel_workers = 0)";
+    cluster.client().batch_execute(alter).unwrap();
+    assert_eq!(most_threads(&cluster, &workers(1)), 0);
+}
+
+#[test]
+fn a_terminated_build_lets_its_threads_end() {
+    let cluster = Cluster::start(&["maintenance_work_mem = 64MB"]);
+    let mut watcher = cluster.client();
+    watcher.batch_execute(TABLE).unwrap();
+    for phase in [PHASES[1], PHASES[2]] {
+        for _ in 0..3 {
+            let mut client = cluster.client();
+            let set = "SET max_parallel_maintenance_workers = 3";
+            client.batch_execute(set).unwrap();
+            let pid = backend(&mut client);
+            thread::scope(|scope| {
+                let build = scope.spawn(move || client.batch_execute(&build("item", 2000)));
+                while !build.is_finished() && !is_in_phase(&mut watcher, phase) {}
+                thread::sleep(Duration::from_millis(5));
+                let terminate = "SELECT pg_terminate_backend($1)";
+                watcher.query(terminate, &[&pid]).unwrap();
+                // A crash of one backend would end the others: the watcher lives on.
+                let _ = build.join().unwrap();
+            });
+            watcher
+                .batch_execute("DROP INDEX IF EXISTS item_v")
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn rows_at_the_end_of_what_floats_hold_do_not_spoil_a_build() {
+    let cluster = Cluster::start(&[]);
+    let mut client = cluster.client();
+    client.batch_execute(TABLE).unwrap();
+    let far = "
+        ALTER TABLE item ADD id serial;
+        INSERT INTO item (v, id) SELECT array_fill(x, ARRAY[128])::vector, 100000 + n
+            FROM unnest('{3e38, -3e38, 1e30, 1e12}'::real[]) WITH ORDINALITY AS far (x, n);";
+    client.batch_execute(far).unwrap();
+    let settings = "SET enable_seqscan = off; SET enable_sort = off";
+    client.batch_execute(settings).unwrap();
+    for (opclass, operator) in [
+        ("vector_l2_ops", "<->"),
+        ("vector_ip_ops", "<#>"),
+        ("vector_cosine_ops", "<=>"),
+    ] {
+        let build =
+            format!("CREATE INDEX item_v ON item USING faiss_ivf (v {opclass}) WITH (lists = 240)");
+        client.batch_execute(&build).unwrap();
+        let query = "SELECT lists FROM sight_index_stats('item_v')";
+        let lists: i32 = client.query_one(query, &[]).unwrap().get(0);
+        assert_eq!(lists, 240, "{opclass}");
+        // They are in lists, wherever: a search of all lists finds all.
+        let all = format!(
+            "SET faiss_ivf.nprobe = 240; SET faiss_ivf.iterative_scan = relaxed_order;
+             CREATE TEMP TABLE found AS SELECT id FROM item
+                ORDER BY v {operator} (SELECT v FROM item WHERE id = 7)"
+        );
+        client.batch_execute(&all).unwrap();
+        let query = "SELECT count(*), count(*) FILTER (WHERE id > 100000) FROM found";
+        let row = client.query_one(query, &[]).unwrap();
+        assert_eq!((row.get(0), row.get(1)), (ROWS + 4, 4i64), "{opclass}");
+        client
+            .batch_execute("DROP TABLE found; DROP INDEX item_v")
+            .unwrap();
+    } // Nothing to learn from is one list.
+    let huge = "
+        CREATE TABLE huge AS SELECT array_fill(3e38 - i * 1e34, ARRAY[128])::vector(128) AS v
+            FROM generate_series(1, 1000) AS i;
+        CREATE INDEX huge_v ON huge USING faiss_ivf (v vector_l2_ops) WITH (lists = 10)";
+    client.batch_execute(huge).unwrap();
+    let query = "SELECT lists, entries FROM sight_index_stats('huge_v')";
+    let row = client.query_one(query, &[]).unwrap();
+    assert_eq!((row.get(0), row.get(1)), (1, 1000i64));
 }

@@ -10,6 +10,9 @@ use super::trained::Lists;
 /// So many nearest rows of a query are looked for.
 const NEIGHBOURS: usize = RECALL_ROWS[RECALL_ROWS.len() - 1];
 
+/// Distances that are looked at together.
+const LOOKED_AT: usize = 64;
+
 /// The nearest rows of a query among those that were seen, with their lists.
 #[derive(Debug, Clone)]
 struct Nearest {
@@ -26,11 +29,19 @@ impl Nearest {
         }
     }
 
+    /// The key that a row must be below to be one of the nearest.
+    fn bound(&self) -> f32 {
+        match self.rows.last() {
+            Some((worst, _)) if self.rows.len() == self.capacity => *worst,
+            // Greater in the total order than any key.
+            _ => f32::from_bits(0x7fff_ffff),
+        }
+    }
+
     /// Takes a row in `list`, whose key is smaller the nearer it is, if it is one of
     /// the nearest.
     fn offer(&mut self, key: f32, list: u32) {
-        let is_far = |worst: &(f32, u32)| key.total_cmp(&worst.0).is_ge();
-        if self.rows.len() == self.capacity && self.rows.last().is_some_and(is_far) {
+        if key.total_cmp(&self.bound()).is_ge() {
             return;
         }
         let place = self
@@ -75,22 +86,109 @@ fn lists_around(
 
 /// Queries whose nearest rows are looked for.
 pub(super) struct Queries {
-    /// `(rows, dimensions)`
-    queries: Vec<f32>,
-    /// `(rows, code_dim)`: as they are compared with centroids.
+    vectors: QueryVectors,
+    nearest: NearestRows,
+}
+
+/// Queries, as any thread may look at them.
+pub(super) struct QueryVectors {
+    count: usize,
+    /// `(queries, dimensions)`
+    vectors: Vec<f32>,
+    /// `(queries, code_dim)`: as they are compared with centroids.
     mapped: Vec<f32>,
-    /// The row that each is, if it is one.
+}
+
+/// What was found for queries so far.
+pub(super) struct NearestRows {
+    /// The row that each query is, if it is one.
     tids: Vec<Option<Tid>>,
-    nearest: Vec<Nearest>,
+    of: Vec<Nearest>,
+}
+
+/// Rows that may be among the nearest of queries.
+#[derive(Default)]
+pub(super) struct NearRows {
+    /// Query, key, and place among the rows that were looked at.
+    found: Vec<(u32, f32, u32)>,
+    /// By query and row.
+    keys: Vec<f32>,
+}
+
+impl NearRows {
+    /// Looks at rows: `vectors` `(rows, dimensions)`, as they are compared. Leaves out
+    /// those whose keys are not below the bound of a query.
+    pub fn find(
+        &mut self,
+        opclass: &OpClass,
+        dimensions: usize,
+        queries: &QueryVectors,
+        bounds: &[f32],
+        vectors: &[f32],
+    ) -> Result<(), FaissError> {
+        self.found.clear();
+        let (metric, keys) = (opclass.metric(), &mut self.keys);
+        faiss_ivf::all_distances(metric, dimensions, &queries.vectors, vectors, keys)?;
+        for key in keys.iter_mut() {
+            *key = opclass.key(*key);
+        }
+        let rows = vectors.len() / dimensions;
+        let of_queries = keys.chunks_exact(rows.max(1));
+        for ((query, keys), bound) in (0..).zip(of_queries).zip(bounds) {
+            let is_near = |key: &f32| key.total_cmp(bound).is_lt();
+            for (block, keys) in (0..).zip(keys.chunks(LOOKED_AT)) {
+                // Nearly always there is none, and to find that out takes no branch.
+                if !keys.iter().fold(false, |any, key| any | is_near(key)) {
+                    continue;
+                }
+                let rows = (block * LOOKED_AT as u32..).zip(keys);
+                let near = rows.filter(|(_, key)| is_near(key));
+                self.found.extend(near.map(|(row, &key)| (query, key, row)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl QueryVectors {
+    /// The number of queries.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+}
+
+impl NearestRows {
+    /// By query, the key that a row must be below to be one of the nearest.
+    pub fn bounds(&self, bounds: &mut Vec<f32>) {
+        bounds.clear();
+        bounds.extend(self.of.iter().map(Nearest::bound));
+    }
+
+    /// Takes what was found among rows with these row pointers, in these lists. A row is
+    /// no neighbour of itself. The bounds with which it was found may be old ones, but
+    /// rows must come in the same order to give the same result.
+    pub fn take(&mut self, near: &NearRows, tids: &[Tid], lists: &[u32]) {
+        for &(query, key, row) in &near.found {
+            let (query, row) = (query as usize, row as usize);
+            if Some(tids[row]) != self.tids[query] {
+                self.of[query].offer(key, lists[row]);
+            }
+        }
+    }
 }
 
 impl Queries {
     pub fn none() -> Self {
         Self {
-            queries: Vec::new(),
-            mapped: Vec::new(),
-            tids: Vec::new(),
-            nearest: Vec::new(),
+            vectors: QueryVectors {
+                count: 0,
+                vectors: Vec::new(),
+                mapped: Vec::new(),
+            },
+            nearest: NearestRows {
+                tids: Vec::new(),
+                of: Vec::new(),
+            },
         }
     }
 
@@ -101,18 +199,28 @@ impl Queries {
         drawn: Drawn,
         coding: &Coding,
     ) -> Result<Self, FaissError> {
-        let mut queries = drawn.vectors;
-        opclass.make_comparable(dimensions as usize, &mut queries)?;
+        let mut vectors = drawn.vectors;
+        opclass.make_comparable(dimensions as usize, &mut vectors)?;
         Ok(Self {
-            nearest: vec![Nearest::new(NEIGHBOURS); drawn.tids.len()],
-            mapped: coding.map(&queries)?,
-            queries,
-            tids: drawn.tids,
+            vectors: QueryVectors {
+                count: drawn.tids.len(),
+                mapped: coding.map(&vectors)?,
+                vectors,
+            },
+            nearest: NearestRows {
+                of: vec![Nearest::new(NEIGHBOURS); drawn.tids.len()],
+                tids: drawn.tids,
+            },
         })
     }
 
+    /// The queries, and what was found for them.
+    pub fn parts(&mut self) -> (&QueryVectors, &mut NearestRows) {
+        (&self.vectors, &mut self.nearest)
+    }
+
     /// Looks at rows of the table: `vectors` `(rows, dimensions)`, as they are compared,
-    /// and the lists that they are in. A row is no neighbour of itself.
+    /// and the lists that they are in.
     pub fn look_at(
         &mut self,
         opclass: &OpClass,
@@ -121,16 +229,10 @@ impl Queries {
         tids: &[Tid],
         lists: &[u32],
     ) -> Result<(), FaissError> {
-        let wanted = NEIGHBOURS + 1;
-        let metric = opclass.metric();
-        let found = faiss_ivf::nearest(metric, dimensions, &self.queries, vectors, wanted)?;
-        for ((nearest, own), found) in self.nearest.iter_mut().zip(&self.tids).zip(found) {
-            for (distance, row) in found {
-                if Some(tids[row]) != *own {
-                    nearest.offer(opclass.key(distance), lists[row]);
-                }
-            }
-        }
+        let (mut bounds, mut near) = (Vec::new(), NearRows::default());
+        self.nearest.bounds(&mut bounds);
+        near.find(opclass, dimensions, &self.vectors, &bounds, vectors)?;
+        self.nearest.take(&near, tids, lists);
         Ok(())
     }
 
@@ -138,9 +240,10 @@ impl Queries {
     pub fn curve(&self, opclass: &OpClass, lists: &Lists) -> Result<RecallCurve, FaissError> {
         let count = lists.squares.len();
         let dim = lists.centroids.len() / count.max(1);
-        let mut all = Vec::with_capacity(self.tids.len());
+        let mut all = Vec::with_capacity(self.nearest.of.len());
         if dim > 0 {
-            for (query, nearest) in self.mapped.chunks_exact(dim).zip(&self.nearest) {
+            let queries = self.vectors.mapped.chunks_exact(dim);
+            for (query, nearest) in queries.zip(&self.nearest.of) {
                 all.push(lists_around(opclass, query, &lists.centroids, nearest)?);
             }
         }

@@ -17,8 +17,16 @@ const ESTIMATE_BLOCKS: u32 = 200;
 const MIN_SAMPLE_BLOCKS: f64 = 2000.0;
 /// A sample is drawn from so many times as many rows as it takes.
 const SPREAD: f64 = 2.0;
+/// Blocks that are read in one scan where all are.
+const BLOCKS_TOGETHER: u32 = 128;
 /// The reservoir begins with room for so many rows.
 const MIN_RESERVED_ROWS: usize = 1024;
+/// The squares of sums of two such vectors are still floats.
+const MAX_LENGTH: f64 = 1e18;
+/// This share of the rows has usual lengths; what is longer than those by the ratio is an
+/// outlier.
+const USUAL_SHARE: f64 = 0.99;
+const OUTLIER_RATIO: f64 = 1000.0;
 const SEED: u64 = 0x5eed_f155_1bf5_2026;
 
 /// Vectors drawn from a table, as they are compared.
@@ -34,6 +42,37 @@ impl Drawn {
     pub fn of_no_rows(vectors: Vec<f32>, dimensions: u32) -> Self {
         let tids = vec![None; vectors.len() / dimensions as usize];
         Self { vectors, tids }
+    }
+
+    /// Leaves out rows of such lengths that centroids and ranges of codes would be of no
+    /// use to the others: longer than [`MAX_LENGTH`], or so many times as long as nearly
+    /// all rows that they can only be mistakes. Such rows are indexed as others are.
+    pub fn leave_out_outliers(&mut self) {
+        let dimensions = self.vectors.len() / self.tids.len().max(1);
+        if dimensions == 0 {
+            return;
+        }
+        let rows = self.vectors.chunks_exact(dimensions);
+        let squares: Vec<f64> = rows.map(faiss_ivf::squared).collect();
+        let mut sorted = squares.clone();
+        let place = (squares.len() as f64 * USUAL_SHARE) as usize;
+        let place = place.min(squares.len() - 1);
+        let (_, usual, _) = sorted.select_nth_unstable_by(place, f64::total_cmp);
+        let mut longest = MAX_LENGTH * MAX_LENGTH;
+        if *usual > 0.0 {
+            longest = longest.min(*usual * OUTLIER_RATIO * OUTLIER_RATIO);
+        }
+        let mut kept = 0;
+        for (row, square) in squares.iter().enumerate() {
+            if *square <= longest {
+                self.vectors
+                    .copy_within(row * dimensions..(row + 1) * dimensions, kept * dimensions);
+                self.tids[kept] = self.tids[row];
+                kept += 1;
+            }
+        }
+        self.vectors.truncate(kept * dimensions);
+        self.tids.truncate(kept);
     }
 
     /// Takes `count` of the rows out of it, by chance.
@@ -91,11 +130,11 @@ impl Source {
         let mut counter = self.sample_of(0);
         // SAFETY: the caller's promise.
         unsafe {
-            let (mut read, blocks) = self.read_blocks(ESTIMATE_BLOCKS, &mut counter);
+            let (mut read, blocks) = self.read_blocks(ESTIMATE_BLOCKS, &mut counter, &|_, _| ());
             // The rows of a partial index, or what deletes have left, may lie
             // in few blocks.
             if counter.seen == 0 && read < blocks {
-                (read, _) = self.read_blocks(blocks, &mut counter);
+                (read, _) = self.read_blocks(blocks, &mut counter, &|_, _| ());
             }
             match read {
                 0 => 0.0,
@@ -110,16 +149,31 @@ impl Source {
     /// # Safety
     /// As for [`Self::estimate_rows`].
     pub unsafe fn draw(&self, rows: f64, capacity: u64, least: u32) -> Drawn {
+        // SAFETY: the caller's promise.
+        unsafe { self.draw_and_tell(rows, capacity, least, &|_, _| ()) }
+    }
+
+    /// The same; `progress` is told how many blocks were read, and of how many.
+    ///
+    /// # Safety
+    /// As for [`Self::estimate_rows`].
+    pub unsafe fn draw_and_tell(
+        &self,
+        rows: f64,
+        capacity: u64,
+        least: u32,
+        progress: &dyn Fn(u32, u32),
+    ) -> Drawn {
         let mut sample = self.sample_of(capacity);
         // SAFETY: the caller's promise.
         unsafe {
             let blocks = f64::from(self.block_count());
             let wanted = blocks * SPREAD * capacity as f64 / rows.max(1.0);
             let wanted = wanted.max(MIN_SAMPLE_BLOCKS).min(blocks);
-            let (read, blocks) = self.read_blocks(wanted.ceil() as u32, &mut sample);
+            let (read, blocks) = self.read_blocks(wanted.ceil() as u32, &mut sample, progress);
             if sample.seen < u64::from(least) && read < blocks {
                 sample = self.sample_of(capacity);
-                self.read_blocks(blocks, &mut sample);
+                self.read_blocks(blocks, &mut sample, progress);
             }
         }
         Drawn {
@@ -157,12 +211,22 @@ impl Source {
     ///
     /// # Safety
     /// As for [`Self::estimate_rows`].
-    unsafe fn read_blocks(&self, wanted: u32, sample: &mut Sample) -> (u32, u32) {
+    unsafe fn read_blocks(
+        &self,
+        wanted: u32,
+        sample: &mut Sample,
+        progress: &dyn Fn(u32, u32),
+    ) -> (u32, u32) {
         // SAFETY: the caller's promise.
         let blocks = unsafe { self.block_count() };
         if wanted >= blocks {
-            // SAFETY: the caller's promise.
-            unsafe { self.read_range(0, blocks, sample) };
+            for first in (0..blocks).step_by(BLOCKS_TOGETHER as usize) {
+                progress(first, blocks);
+                check_for_interrupts!();
+                let count = BLOCKS_TOGETHER.min(blocks - first);
+                // SAFETY: the caller's promise.
+                unsafe { self.read_range(first, count, sample) };
+            }
             return (blocks, blocks);
         }
         let mut random = Random::new(SEED ^ u64::from(wanted));
@@ -171,6 +235,7 @@ impl Source {
             if random.below(u64::from(blocks - block)) >= u64::from(wanted - taken) {
                 continue;
             }
+            progress(taken, wanted);
             taken += 1;
             check_for_interrupts!();
             // SAFETY: the caller's promise.

@@ -1,6 +1,9 @@
 #include "internal.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <exception>
 #include <memory>
 #include <stdexcept>
 #include <vector>
@@ -11,15 +14,31 @@
 #include <faiss/impl/ScalarQuantizer.h>
 #include <faiss/utils/distances.h>
 
+/// The matrix product of the BLAS that FAISS is linked with.
+extern "C" int sgemm_(
+        const char* transa,
+        const char* transb,
+        const int* m,
+        const int* n,
+        const int* k,
+        const float* alpha,
+        const float* a,
+        const int* lda,
+        const float* b,
+        const int* ldb,
+        const float* beta,
+        float* c,
+        const int* ldc);
+
 namespace {
 
 /// Multiplications between two polls: some tens of milliseconds of one core.
-constexpr size_t BLOCK_WORK = size_t(1) << 31;
+constexpr size_t BLOCK_WORK = size_t(1) << 30;
 
-/// Fewer points than this in a block make matrix products slow; the upper limit
-/// only bounds the buffers.
+/// Fewer points than this in a block make matrix products slow; more would leave
+/// threads idle at the end, and gain nothing.
 constexpr size_t MIN_BLOCK_POINTS = 64;
-constexpr size_t MAX_BLOCK_POINTS = size_t(1) << 16;
+constexpr size_t MAX_BLOCK_POINTS = 1024;
 
 size_t block_points(size_t dim, size_t n_centroids) {
     size_t work_per_point = std::max<size_t>(1, dim * n_centroids);
@@ -44,6 +63,76 @@ constexpr faiss::idx_t NO_LABEL = -1;
 
 faiss::idx_t valid_label(faiss::idx_t label) {
     return std::max<faiss::idx_t>(label, 0);
+}
+
+/// Centroids whose products with a block of points are computed together.
+constexpr size_t BLOCK_CENTROIDS = 1024;
+
+/// `products` `(n_points, n_centroids)` of points and centroids.
+void multiply(
+        size_t dim,
+        const float* points,
+        size_t n_points,
+        const float* centroids,
+        size_t n_centroids,
+        float factor,
+        float* products) {
+    // Column-major, as BLAS sees it: the transposed of `centroids` times `points`.
+    int rows = int(n_centroids), columns = int(n_points), depth = int(dim);
+    float zero = 0;
+    sgemm_("Transpose",
+           "Not transpose",
+           &rows,
+           &columns,
+           &depth,
+           &factor,
+           centroids,
+           &depth,
+           points,
+           &depth,
+           &zero,
+           products,
+           &rows);
+}
+
+/// The centroid of the largest inner product with each point, NO_LABEL where none is
+/// larger than minus infinity. faiss::knn_inner_product looks at one product after the
+/// other, which takes a good part of the time of the product itself.
+void largest_products(
+        size_t dim,
+        const float* points,
+        size_t n_points,
+        const float* centroids,
+        size_t n_centroids,
+        float* largest,
+        int64_t* labels) {
+    size_t most = std::min(BLOCK_CENTROIDS, n_centroids);
+    std::unique_ptr<float[]> products(new float[n_points * most]);
+    std::fill(largest, largest + n_points, -HUGE_VALF);
+    std::fill(labels, labels + n_points, NO_LABEL);
+    for (size_t begin = 0; begin < n_centroids; begin += most) {
+        size_t size = std::min(most, n_centroids - begin);
+        multiply(
+                dim,
+                points,
+                n_points,
+                centroids + begin * dim,
+                size,
+                1,
+                products.get());
+        for (size_t i = 0; i < n_points; i++) {
+            const float* row = products.get() + i * size;
+            float best = largest[i];
+#pragma omp simd reduction(max : best)
+            for (size_t j = 0; j < size; j++) {
+                best = row[j] > best ? row[j] : best;
+            }
+            if (best > largest[i]) {
+                largest[i] = best;
+                labels[i] = begin + (std::find(row, row + size, best) - row);
+            }
+        }
+    }
 }
 
 /// A flat index that polls while it searches.
@@ -72,20 +161,50 @@ struct TrainingIndex : faiss::IndexFlat {
             const faiss::SearchParameters* params) const override {
         std::fill(labels, labels + n * k, NO_LABEL);
         faiss::idx_t block = block_points(d, ntotal);
+        std::atomic<bool> stopped{false};
+        std::exception_ptr failure;
+#pragma omp parallel for schedule(dynamic)
         for (faiss::idx_t begin = 0; begin < n; begin += block) {
-            stop_if_asked();
-            faiss::idx_t size = std::min(block, n - begin);
-            IndexFlat::search(
-                    size,
-                    x + begin * d,
-                    k,
-                    distances + begin * k,
-                    labels + begin * k,
-                    params);
+            // An exception must not leave a parallel region.
+            try {
+                if (omp_get_thread_num() == 0) {
+                    stop_if_asked();
+                }
+                if (!stopped) {
+                    search_block(
+                            std::min(block, n - begin),
+                            x + begin * d,
+                            k,
+                            distances + begin * k,
+                            labels + begin * k,
+                            params);
+                }
+            } catch (...) {
+#pragma omp critical
+                failure = std::current_exception();
+                stopped = true;
+            }
+        }
+        if (failure) {
+            std::rethrow_exception(failure);
         }
         std::transform(labels, labels + n * k, labels, valid_label);
         iterations++;
         stop_if_asked();
+    }
+
+    void search_block(
+            faiss::idx_t n,
+            const float* x,
+            faiss::idx_t k,
+            float* distances,
+            faiss::idx_t* labels,
+            const faiss::SearchParameters* params) const {
+        if (k == 1 && metric_type == faiss::METRIC_INNER_PRODUCT) {
+            largest_products(d, x, n, get_xb(), ntotal, distances, labels);
+        } else {
+            IndexFlat::search(n, x, k, distances, labels, params);
+        }
     }
 
     void stop_if_asked() const {
@@ -136,10 +255,20 @@ int faiss_ivf_assign(
         std::vector<int64_t> labels(block);
         for (size_t begin = 0; begin < n_points; begin += block) {
             size_t size = std::min(block, n_points - begin);
-            std::fill(labels.begin(), labels.end(), NO_LABEL);
-            auto knn = [&](auto function) {
-                function(
-                        points + begin * dim,
+            const float* x = points + begin * dim;
+            if (metric == FAISS_IVF_INNER_PRODUCT) {
+                largest_products(
+                        dim,
+                        x,
+                        size,
+                        centroids,
+                        n_centroids,
+                        distances.data(),
+                        labels.data());
+            } else {
+                std::fill(labels.begin(), labels.end(), NO_LABEL);
+                faiss::knn_L2sqr(
+                        x,
                         centroids,
                         dim,
                         size,
@@ -147,11 +276,6 @@ int faiss_ivf_assign(
                         1,
                         distances.data(),
                         labels.data());
-            };
-            if (metric == FAISS_IVF_INNER_PRODUCT) {
-                knn([](auto... args) { faiss::knn_inner_product(args...); });
-            } else {
-                knn([](auto... args) { faiss::knn_L2sqr(args...); });
             }
             for (size_t i = 0; i < size; i++) {
                 lists[begin + i] = uint32_t(valid_label(labels[i]));
@@ -196,26 +320,39 @@ int faiss_ivf_half_distances(
     });
 }
 
-int faiss_ivf_nearest(
+int faiss_ivf_all_distances(
         int metric,
         size_t dim,
         const float* queries,
         size_t n_queries,
         const float* vectors,
         size_t n,
-        size_t k,
         float* distances,
-        int64_t* rows,
         char* message,
         size_t message_bytes) {
     return guarded(message, message_bytes, [&] {
-        std::fill(rows, rows + n_queries * k, NO_LABEL);
-        if (metric == FAISS_IVF_INNER_PRODUCT) {
-            faiss::knn_inner_product(
-                    queries, vectors, dim, n_queries, n, k, distances, rows);
-        } else {
-            faiss::knn_L2sqr(
-                    queries, vectors, dim, n_queries, n, k, distances, rows);
+        bool is_l2 = metric == FAISS_IVF_L2;
+        multiply(
+                dim,
+                queries,
+                n_queries,
+                vectors,
+                n,
+                is_l2 ? -2 : 1,
+                distances);
+        if (!is_l2) {
+            return;
+        }
+        std::vector<float> squares(n);
+        faiss::fvec_norms_L2sqr(squares.data(), vectors, dim, n);
+        for (size_t i = 0; i < n_queries; i++) {
+            float square = faiss::fvec_norm_L2sqr(queries + i * dim, dim);
+            float* of_query = distances + i * n;
+            for (size_t j = 0; j < n; j++) {
+                // Rounding shall not make a distance negative, but a NaN stays one.
+                float distance = square + squares[j] + of_query[j];
+                of_query[j] = distance < 0 ? 0 : distance;
+            }
         }
     });
 }

@@ -43,13 +43,14 @@ extern "C" {
 /// Sets the size of the OpenMP teams of this thread and returns the old one.
 int faiss_ivf_set_threads(int threads);
 
-/// Called between blocks of work on the thread that works; an answer other
-/// than 0 stops the work. It must not throw.
+/// Called between blocks of work on the thread that opened the parallel region,
+/// which works too; an answer other than 0 stops the work. It must not throw.
 typedef int (*faiss_ivf_poll)(void* context, size_t iterations);
 
 /// Makes an IndexFlat for the centroids of a clustering. It searches in blocks
-/// of a fraction of a second, polls between them, and counts its searches,
-/// which are the iterations. `poll` and `context` must outlive it.
+/// of a fraction of a second, each on one thread of the team, so that the team
+/// changes no result; it polls between them, and counts its searches, which are
+/// the iterations. `poll` and `context` must outlive it.
 int faiss_ivf_training_index_new(
         int metric,
         size_t dim,
@@ -94,18 +95,16 @@ int faiss_ivf_half_distances(
         char* message,
         size_t message_bytes);
 
-/// Writes the distances and the rows of the `k` nearest of `n` vectors for each
-/// query, nearest first; a row of -1 where there are fewer.
-int faiss_ivf_nearest(
+/// Writes the distances of all queries to all vectors to `distances`
+/// `(n_queries, n)`.
+int faiss_ivf_all_distances(
         int metric,
         size_t dim,
         const float* queries,
         size_t n_queries,
         const float* vectors,
         size_t n,
-        size_t k,
         float* distances,
-        int64_t* rows,
         char* message,
         size_t message_bytes);
 

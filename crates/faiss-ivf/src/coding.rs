@@ -47,7 +47,7 @@ pub struct Coding {
     /// Dimensions of the vectors.
     pub(crate) dim: usize,
     /// How vectors are stored that are stored as they are.
-    flat: Codec,
+    pub(crate) flat: Codec,
     transform: Option<Transform>,
     pub(crate) codes: Option<Quantizer>,
     pub(crate) refine: Option<Refine>,
@@ -69,13 +69,6 @@ pub struct EntrySizes {
     pub is_lossy: bool,
     /// Bytes of the refine code, and whether it is lossy: it has the same numbers then.
     pub refine: Option<(usize, bool)>,
-}
-
-/// The numbers that belong to a lossy code.
-struct Factors {
-    scale: f32,
-    offset: f32,
-    error: f32,
 }
 
 impl Coding {
@@ -172,7 +165,7 @@ impl Coding {
         Ok(coding)
     }
 
-    /// Learns the codes of residuals. `sample` `(n, code_dim)` are mapped vectors, which
+    /// Learns the codes of residuals. `sample` `(n, code_dim)` are mapped vectors, which may
     /// become residuals in place; `centroids` is `(lists, code_dim)`.
     ///
     /// # Errors
@@ -187,6 +180,11 @@ impl Coding {
             return Ok(());
         };
         let dim = self.code_dim();
+        if !kind.is_trained() {
+            let any = &sample[..sample.len().min(dim)];
+            self.codes = Some(Quantizer::train(kind, dim, any, is_interrupted)?);
+            return Ok(());
+        }
         let mut lists = vec![0; CHUNK];
         for chunk in sample.chunks_mut(CHUNK * dim) {
             let lists = &mut lists[..chunk.len() / dim];
@@ -336,64 +334,6 @@ impl Coding {
         Ok(())
     }
 
-    /// Appends the records of vectors: code, factors, refine code, refine factors.
-    ///
-    /// `raw` `(n, dim)` are the vectors as they were read, `vectors` `(n, dim)` as they are
-    /// compared, `mapped` `(n, code_dim)` what [`Self::map`] made of those, and `centroids`
-    /// `(n, code_dim)` gives the centroid of each, zero without centroids.
-    ///
-    /// # Errors
-    /// `InvalidArgument` when lengths do not fit or a component is not finite.
-    pub fn encode<'c>(
-        &self,
-        raw: &[f32],
-        vectors: &[f32],
-        mapped: &[f32],
-        centroid: impl Fn(usize) -> &'c [f32],
-        records: &mut Vec<u8>,
-    ) -> Result<(), FaissError> {
-        let flat = |source: &[f32]| {
-            let n = source.len() / self.dim;
-            let mut codes = vec![0; n * self.flat.code_size(self.dim)];
-            self.flat.encode(self.dim, source, &mut codes)?;
-            Ok::<_, FaissError>(codes)
-        };
-        let Some(codes) = &self.codes else {
-            records.extend(flat(raw)?);
-            return Ok(());
-        };
-        let refine_flat = match self.factory.refine {
-            Some(Code::Flat) => flat(raw)?,
-            _ => Vec::new(),
-        };
-        let (dim, code_dim) = (self.dim, self.code_dim());
-        let mut refine_codes = refine_flat.chunks_exact(self.flat.code_size(dim));
-        let mut coder = RowCoder::new(self.metric, records);
-        let zero = vec![0.0; code_dim];
-        for (row, z) in mapped.chunks_exact(code_dim).enumerate() {
-            let center = match centroid(row) {
-                [] => &zero[..],
-                center => center,
-            };
-            let vector = &vectors[row * dim..][..dim];
-            let lost = self.lost(vector, z);
-            let factors = coder.code(codes, z, center, lost)?;
-            coder.put_factors(&factors);
-            match (&self.refine, self.factory.refine) {
-                (Some(refine), _) => {
-                    let factors = coder.code(&refine.quantizer, vector, &refine.mean, 0.0)?;
-                    coder.put_factors(&factors);
-                }
-                (None, Some(_)) => {
-                    let code = refine_codes.next().unwrap_or_default();
-                    coder.records.extend_from_slice(code);
-                }
-                (None, None) => {}
-            }
-        }
-        Ok(())
-    }
-
     /// The squared length of what the transform loses of a vector.
     pub(crate) fn lost(&self, vector: &[f32], mapped: &[f32]) -> f64 {
         if mapped.len() < vector.len() {
@@ -404,105 +344,11 @@ impl Coding {
     }
 }
 
-/// Codes rows one by one, into records.
-struct RowCoder<'r> {
-    metric: Metric,
-    records: &'r mut Vec<u8>,
-    residual: Vec<f32>,
-    stands_for: Vec<f32>,
-}
-
-impl<'r> RowCoder<'r> {
-    fn new(metric: Metric, records: &'r mut Vec<u8>) -> Self {
-        Self {
-            metric,
-            records,
-            residual: Vec::new(),
-            stands_for: Vec::new(),
-        }
-    }
-
-    fn put_factors(&mut self, factors: &Factors) {
-        let numbers = [factors.scale, factors.offset, factors.error];
-        self.records
-            .extend(numbers.iter().flat_map(|number| number.to_ne_bytes()));
-    }
-
-    /// Appends the code of what lies between `center` and a vector, and computes its
-    /// factors. A vector that is too far away for a float has a code that says nothing,
-    /// and an infinite error.
-    fn code(
-        &mut self,
-        quantizer: &Quantizer,
-        vector: &[f32],
-        center: &[f32],
-        lost: f64,
-    ) -> Result<Factors, FaissError> {
-        let residual = &mut self.residual;
-        residual.clear();
-        residual.extend_from_slice(vector);
-        subtract(residual, center);
-        let begin = self.records.len();
-        self.records.resize(begin + quantizer.code_size(), 0);
-        if is_cut_off(vector) || is_cut_off(residual) {
-            return Ok(Factors {
-                scale: 0.0,
-                offset: 0.0,
-                error: f32::INFINITY,
-            });
-        }
-        quantizer.encode(residual, &mut self.records[begin..])?;
-        self.stands_for.clear();
-        quantizer.decode(&self.records[begin..], &mut self.stands_for)?;
-        Ok(factors(
-            self.metric,
-            residual,
-            &self.stands_for,
-            center,
-            lost,
-        ))
-    }
-}
-
-/// The factors of a code that stands for `stands_for`.
-fn factors(
-    metric: Metric,
-    residual: &[f32],
-    stands_for: &[f32],
-    center: &[f32],
-    lost: f64,
-) -> Factors {
-    let square = squared(residual);
-    let along = dot(residual, stands_for);
-    let scale = if along > 0.0 { square / along } else { 0.0 };
-    let mut missing = 0.0;
-    let mut missing_along_center = 0.0;
-    let mut estimate_along_center = 0.0;
-    for ((&r, &s), &c) in residual.iter().zip(stands_for).zip(center) {
-        let estimate = scale * f64::from(s);
-        let delta = f64::from(r) - estimate;
-        missing += delta * delta;
-        missing_along_center += delta * f64::from(c);
-        estimate_along_center += estimate * f64::from(c);
-    }
-    let mut error = (missing / (residual.len() as f64 - 1.0).max(1.0)).sqrt();
-    let (factor, offset) = match metric {
-        Metric::InnerProduct => (1.0, -missing_along_center),
-        Metric::L2 => (2.0, square + 2.0 * estimate_along_center),
-    };
-    if metric == Metric::InnerProduct {
-        error += lost.sqrt();
-    }
-    Factors {
-        scale: (-factor * scale) as f32,
-        offset: offset as f32,
-        error: (factor * error) as f32,
-    }
-}
-
 /// Whether a component is infinite, or [`Coding::map`] has made it the largest float.
 pub(crate) fn is_cut_off(vector: &[f32]) -> bool {
-    !vector.iter().all(|value| value.abs() < f32::MAX)
+    // Without an early exit, so that the compiler can vectorise.
+    let is_whole = |all, value: &f32| all & (value.abs() < f32::MAX);
+    !vector.iter().fold(true, is_whole)
 }
 
 /// The squared length of a vector.
@@ -511,10 +357,18 @@ pub fn squared(vector: &[f32]) -> f64 {
 }
 
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| f64::from(*a) * f64::from(*b))
-        .sum()
+    // Side by side, so that the compiler can vectorise.
+    let mut sums = [0.0; 8];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += f64::from(*a) * f64::from(*b);
+        }
+    }
+    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum += f64::from(*a) * f64::from(*b);
+    }
+    sums.iter().sum()
 }
 
 /// Subtracts `center` from each of `vectors`.

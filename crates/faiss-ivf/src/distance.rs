@@ -112,64 +112,54 @@ pub fn distances(
     Ok(())
 }
 
-/// Finds the `k` nearest of `vectors` `(n, dim)` for each query of `queries`
-/// `(q, dim)`: by query at most `k` pairs of distance and row, nearest first.
+/// Computes the distances of all queries `(q, dim)` to all of `vectors` `(n, dim)`, as a
+/// matrix product: `out` becomes `(q, n)`.
 ///
-/// It cannot be interrupted, as [`assign`] cannot.
+/// It cannot be interrupted, as [`assign`] cannot. Values are not checked: a NaN or an
+/// overflow in the input shows in `out`.
 ///
 /// # Errors
-/// `InvalidArgument` when the lengths do not fit or `k` is 0.
-pub fn nearest(
+/// `InvalidArgument` when the lengths do not fit; `OutOfMemory`.
+pub fn all_distances(
     metric: Metric,
     dim: usize,
     queries: &[f32],
     vectors: &[f32],
-    k: usize,
-) -> Result<Vec<Vec<(f32, usize)>>, FaissError> {
+    out: &mut Vec<f32>,
+) -> Result<(), FaissError> {
     let n_queries = rows(dim, queries, "queries")?;
     let n = rows(dim, vectors, "vectors")?;
-    if k == 0 {
-        return Err(FaissError::invalid(
-            "at least one neighbour must be asked for",
-        ));
+    // BLAS counts rows with 32 bits.
+    if i32::try_from(n.max(n_queries)).is_err() {
+        return Err(FaissError::invalid(format!(
+            "{n_queries} queries and {n} vectors are too many"
+        )));
     }
-    if n_queries == 0 || n == 0 {
-        return Ok(vec![Vec::new(); n_queries]);
+    out.clear();
+    let len = n.saturating_mul(n_queries);
+    out.try_reserve(len).map_err(|_| FaissError::OutOfMemory)?;
+    out.resize(len, 0.0);
+    if out.is_empty() {
+        return Ok(());
     }
-    let mut found = vec![0.0; n_queries * k];
-    let mut labels = vec![0i64; n_queries * k];
     threads::alone(|| {
         FaissError::check(|message, message_bytes| {
             // SAFETY: the slices have the lengths that the shim is told.
             unsafe {
-                ffi::faiss_ivf_nearest(
+                ffi::faiss_ivf_all_distances(
                     metric.code(),
                     dim,
                     queries.as_ptr(),
                     n_queries,
                     vectors.as_ptr(),
                     n,
-                    k,
-                    found.as_mut_ptr(),
-                    labels.as_mut_ptr(),
+                    out.as_mut_ptr(),
                     message,
                     message_bytes,
                 )
             }
         })
-    })?;
-    let of_query = |(distances, labels): (&[f32], &[i64])| {
-        let pairs = distances.iter().zip(labels);
-        // -1 where there are fewer than k.
-        pairs
-            .filter_map(|(&distance, &label)| Some((distance, usize::try_from(label).ok()?)))
-            .collect()
-    };
-    Ok(found
-        .chunks(k)
-        .zip(labels.chunks(k))
-        .map(of_query)
-        .collect())
+    })
 }
 
 /// Divides each vector of `vectors` `(n, dim)` by its L2 norm, in place; a zero

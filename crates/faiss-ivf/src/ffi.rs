@@ -80,16 +80,14 @@ unsafe extern "C" {
         message_bytes: usize,
     ) -> c_int;
 
-    pub(crate) fn faiss_ivf_nearest(
+    pub(crate) fn faiss_ivf_all_distances(
         metric: c_int,
         dim: usize,
         queries: *const f32,
         n_queries: usize,
         vectors: *const f32,
         n: usize,
-        k: usize,
         distances: *mut f32,
-        rows: *mut i64,
         message: *mut c_char,
         message_bytes: usize,
     ) -> c_int;

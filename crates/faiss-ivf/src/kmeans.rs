@@ -7,7 +7,8 @@ use crate::Metric;
 use crate::distance::{check_finite, normalize, rows};
 use crate::distinct::distinct_rows;
 use crate::error::FaissError;
-use crate::poll::{Poll, polled};
+use crate::hierarchy;
+use crate::poll::{Poll, alone, polled};
 
 /// What k-means shall do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub struct KMeans {
     /// The number of Lloyd iterations; 10 to 25 is usual.
     pub iterations: usize,
     /// Chooses the first centroids and, where there are too many points, the
-    /// sample. The same seed, points and number of threads give the same centroids.
+    /// sample. The same seed and points give the same centroids.
     pub seed: u64,
     /// Keep centroids on the unit sphere and assign by inner product: for inner
     /// product and cosine distance. Otherwise assign by L2 distance.
@@ -37,6 +38,15 @@ impl KMeans {
             seed: 1234,
             spherical: metric == Metric::InnerProduct,
             max_points_per_cluster: 256,
+        }
+    }
+
+    /// By what points are assigned.
+    pub(crate) fn metric(&self) -> Metric {
+        if self.spherical {
+            Metric::InnerProduct
+        } else {
+            Metric::L2
         }
     }
 
@@ -90,10 +100,12 @@ impl KMeans {
 }
 
 /// Finds `options.clusters` centroids of `points` `(n, dim)`, row-major, and
-/// returns them as `(clusters, dim)`.
+/// returns them as `(clusters, dim)`. [`set_threads`](crate::set_threads) does not change
+/// them.
 ///
 /// When there are no more distinct points than clusters, the centroids are those
-/// points, repeated to make up the number.
+/// points, repeated to make up the number. Where there are many clusters, points are
+/// clustered in two levels: see `hierarchy`.
 ///
 /// `interrupted` is asked several times a second, `progress` is told the number
 /// of finished iterations. Both run on the calling thread; with one thread they
@@ -117,11 +129,30 @@ pub fn kmeans(
     if let Some(found) = distinct_rows(dim, points, options.clusters, interrupted)? {
         return repeat_points(options, dim, &found);
     }
-    let centroids = polled(interrupted, progress, |poll| {
-        train(options, dim, points, poll)
-    })?;
+    let centroids = if options.clusters < hierarchy::LEAST_CLUSTERS {
+        polled(interrupted, progress, |poll| {
+            train(options, dim, points, poll)
+        })?
+    } else {
+        hierarchy::kmeans_of_groups(options, dim, points, interrupted, progress)?
+    };
     check_finite(&centroids, "centroids of these points")?;
     Ok(centroids)
+}
+
+/// The same in one level on this thread alone, for points that were validated.
+pub(crate) fn kmeans_alone(
+    options: &KMeans,
+    dim: usize,
+    points: &[f32],
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Vec<f32>, FaissError> {
+    if let Some(found) = distinct_rows(dim, points, options.clusters, interrupted)? {
+        return repeat_points(options, dim, &found);
+    }
+    alone(interrupted, &mut |_| (), |poll| {
+        train(options, dim, points, poll)
+    })
 }
 
 fn repeat_points(options: &KMeans, dim: usize, found: &[&[f32]]) -> Result<Vec<f32>, FaissError> {
@@ -140,12 +171,9 @@ fn train(
     points: &[f32],
     poll: &mut Poll,
 ) -> Result<Vec<f32>, FaissError> {
-    let metric = if options.spherical {
-        Metric::InnerProduct
-    } else {
-        Metric::L2
-    };
-    poll.with_index(metric, dim, |index| cluster(options, dim, points, index))
+    poll.with_index(options.metric(), dim, |index| {
+        cluster(options, dim, points, index)
+    })
 }
 
 fn cluster(

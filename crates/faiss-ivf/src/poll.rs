@@ -38,7 +38,7 @@ pub(crate) fn polled<T: Send>(
 
 /// Works on the calling thread. A panic of a closure is stopped at the border
 /// to C++, ends the training as an interrupt does, and goes on from here.
-fn alone<T>(
+pub(crate) fn alone<T>(
     interrupted: &dyn Fn() -> bool,
     progress: &mut dyn FnMut(usize),
     work: impl FnOnce(&mut Poll) -> Result<T, FaissError>,
@@ -77,7 +77,7 @@ fn in_team<T: Send>(
     let work = || {
         let mut ask = |iterations: usize| {
             finished.store(iterations, Ordering::Relaxed);
-            stop.load(Ordering::Relaxed)
+            stop.load(Ordering::Relaxed) || threads::is_stopped()
         };
         Poll::run(&mut ask, work)
     };

@@ -66,6 +66,11 @@ impl QuantizerKind {
         }
     }
 
+    /// Whether there is something to learn from a sample.
+    pub(crate) const fn is_trained(self) -> bool {
+        !matches!(self, QuantizerKind::SqFp16 | QuantizerKind::Signs)
+    }
+
     /// The number of trained floats: least values and widths, or the unit and the
     /// centroids.
     const fn trained_len(self, dim: usize) -> usize {

@@ -17,20 +17,43 @@ const BITS: [[f32; ENTRIES]; GROUP] = {
     bits
 };
 
+/// The signs that each byte of a code stands for.
+static SIGNS: [[f32; 8]; 256] = {
+    let mut signs = [[-1.0; 8]; 256];
+    let mut i = 0;
+    while i < 256 * 8 {
+        let (byte, bit) = (i / 8, i % 8);
+        if byte >> bit & 1 == 1 {
+            signs[byte][bit] = 1.0;
+        }
+        i += 1;
+    }
+    signs
+};
+
 /// Sets the bits of the components of at least 0, and clears the others.
 pub(crate) fn encode(vector: &[f32], code: &mut [u8]) {
-    for (components, byte) in vector.chunks(8).zip(code) {
+    let bits = |components: &[f32]| {
         let bits = components.iter().enumerate();
-        *byte = bits.fold(0, |byte, (i, &x)| byte | u8::from(x >= 0.0) << i);
+        bits.fold(0, |byte, (i, &x)| byte | u8::from(x >= 0.0) << i)
+    };
+    // Whole groups by themselves, as the compiler has vectors of those.
+    let (groups, rest) = vector.as_chunks::<8>();
+    for (group, byte) in groups.iter().zip(&mut *code) {
+        *byte = bits(group);
+    }
+    if let Some(byte) = code.get_mut(groups.len()) {
+        *byte = bits(rest);
     }
 }
 
 /// Appends +1 and -1 for the bits of `dim` dimensions.
 pub(crate) fn decode(code: &[u8], dim: usize, out: &mut Vec<f32>) {
-    let signs = code
-        .iter()
-        .flat_map(|byte| (0..8).map(move |i| if byte >> i & 1 == 1 { 1.0 } else { -1.0 }));
-    out.extend(signs.take(dim));
+    let end = out.len() + dim;
+    for &byte in code {
+        out.extend_from_slice(&SIGNS[usize::from(byte)]);
+    }
+    out.truncate(end);
 }
 
 /// Tables of the inner products of a query with signs. Entry `c` of the table of a

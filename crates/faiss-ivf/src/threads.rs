@@ -1,6 +1,8 @@
 //! How many threads FAISS and BLAS may use, and where those threads live.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{Scope, ScopedJoinHandle};
+use std::time::Duration;
 
 use crate::error::FaissError;
 use crate::ffi;
@@ -15,6 +17,48 @@ const TEAM_WORK: usize = 1 << 26;
 const STACK_BYTES: usize = 8 << 20;
 
 static THREADS: AtomicUsize = AtomicUsize::new(1);
+
+/// Threads that compute.
+static BUSY: AtomicUsize = AtomicUsize::new(0);
+
+/// Nothing shall be begun any more.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// How often is looked whether threads are done.
+const STOP_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Waits until no other thread of this crate computes, and lets none begin again: for a
+/// process that is about to exit, which frees the memory of BLAS. Calls that had threads
+/// at work are of no use any more, and may not end.
+pub fn stop_threads() {
+    STOPPED.store(true, Ordering::SeqCst);
+    while BUSY.load(Ordering::SeqCst) > 0 {
+        std::thread::sleep(STOP_INTERVAL);
+    }
+}
+
+/// Whether threads shall stop.
+pub(crate) fn is_stopped() -> bool {
+    STOPPED.load(Ordering::SeqCst)
+}
+
+/// Says that a thread computes.
+pub(crate) struct Busy;
+
+impl Busy {
+    /// `None` if nothing shall be begun any more.
+    pub(crate) fn begin() -> Option<Self> {
+        BUSY.fetch_add(1, Ordering::SeqCst);
+        let busy = Self;
+        (!is_stopped()).then_some(busy)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        BUSY.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 /// Sets how many threads [`kmeans`](crate::kmeans), [`assign`](crate::assign), and
 /// what trains, encodes or transforms many vectors may use from now on, at least 1,
@@ -65,22 +109,29 @@ pub(crate) fn in_team<T: Send>(
     wait: impl FnOnce(&dyn Fn() -> bool),
 ) -> Result<T, FaissError> {
     std::thread::scope(|scope| {
-        let leader = {
-            let _blocked = BlockedSignals::all();
-            std::thread::Builder::new()
-                .name("faiss_ivf".to_owned())
-                .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, move || {
-                    let _team = Team::of(threads);
-                    work()
-                })
-                .map_err(|_| FaissError::OutOfMemory)?
-        };
+        let leader = spawn(scope, move || {
+            let _team = Team::of(threads);
+            let _busy = Busy::begin().ok_or(FaissError::Interrupted)?;
+            Ok(work())
+        })?;
         wait(&|| leader.is_finished());
         leader
             .join()
-            .map_err(|panic| std::panic::resume_unwind(panic))
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Starts a thread with all signals blocked.
+pub(crate) fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, FaissError> {
+    let _blocked = BlockedSignals::all();
+    std::thread::Builder::new()
+        .name("faiss_ivf".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn_scoped(scope, work)
+        .map_err(|_| FaissError::OutOfMemory)
 }
 
 /// Sets the size of OpenMP teams of this thread and restores it when dropped.

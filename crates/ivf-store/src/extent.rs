@@ -9,6 +9,9 @@ use crate::store::PageStore;
 /// How many bytes of an extent one page holds.
 pub(crate) const EXTENT_PAGE_BYTES: usize = SPECIAL_START - DATA_START;
 
+/// So many pages of an extent are added together.
+const EXTENT_RUN: usize = 64;
+
 /// Where an extent lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -70,20 +73,25 @@ pub fn write_extent<S: PageStore>(
     }
     let first = store.block_count();
     let mut blocks = 0;
-    let mut buffer = Box::new([0; PAGE_SIZE]);
-    for chunk in bytes.chunks(EXTENT_PAGE_BYTES) {
-        page::init(&mut buffer, kind, blocks);
-        let end = DATA_START + chunk.len();
-        buffer[DATA_START..end].copy_from_slice(chunk);
-        page::set_bounds(&mut buffer, end, SPECIAL_START);
-        let block = store.append(&buffer)?;
+    let mut buffers = vec![[0; PAGE_SIZE]; EXTENT_RUN.min(bytes.len().div_ceil(EXTENT_PAGE_BYTES))];
+    for run in bytes.chunks(EXTENT_RUN * EXTENT_PAGE_BYTES) {
+        let chunks = run.chunks(EXTENT_PAGE_BYTES);
+        let mut pages = Vec::with_capacity(EXTENT_RUN);
+        for ((buffer, chunk), sequence) in buffers.iter_mut().zip(chunks).zip(blocks..) {
+            page::init(buffer, kind, sequence);
+            let end = DATA_START + chunk.len();
+            buffer[DATA_START..end].copy_from_slice(chunk);
+            page::set_bounds(buffer, end, SPECIAL_START);
+            pages.push(&*buffer);
+        }
+        let block = store.append_all(&pages)?;
         if block != first + blocks {
             return Err(StoreError::corrupted(
                 block,
                 "the run of pages is interrupted",
             ));
         }
-        blocks += 1;
+        blocks += pages.len() as Block;
     }
     Ok(Extent {
         first,

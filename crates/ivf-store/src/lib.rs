@@ -43,7 +43,7 @@ pub use page::{
 };
 pub use recall::{Effort, QueryLists, RECALL_ROWS, Recall, RecallCurve, RecallPoint, spread};
 pub use rows::RowPage;
-pub use store::{MAX_CHANGED_PAGES, PageChange, PageStore};
+pub use store::{MAX_CHANGED_PAGES, PageChange, PageStore, append_each};
 pub use tid::Tid;
 pub use vacuum::{Vacuumed, vacuum_page};
 pub use writer::ListWriter;

@@ -44,6 +44,34 @@ pub trait PageStore {
         change.commit();
         Ok(block)
     }
+
+    /// Adds complete pages at the end, one behind another, and returns the number of the
+    /// first. Nobody else may add pages meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError`] from a change, or if the pages are not consecutive.
+    fn append_all(&self, pages: &[&PageBytes]) -> Result<Block, StoreError> {
+        append_each(self, pages)
+    }
+}
+
+/// [`PageStore::append_all`] by one change for each page.
+///
+/// # Errors
+/// As for that.
+pub fn append_each<S: PageStore + ?Sized>(
+    store: &S,
+    pages: &[&PageBytes],
+) -> Result<Block, StoreError> {
+    let first = store.block_count();
+    for (expected, page) in (first..).zip(pages) {
+        let block = store.append(page)?;
+        if block != expected {
+            let reason = "the run of pages is interrupted";
+            return Err(StoreError::corrupted(block, reason));
+        }
+    }
+    Ok(first)
 }
 
 /// Pages that change together: after a crash either all of them have changed

@@ -138,14 +138,15 @@ impl<'s, S: PageStore> ListWriter<'s, S> {
                 _ => {}
             }
         }
-        let rows = self.rows.drain(..).map(|(.., page)| page);
-        for (expected, page) in (first..).zip(self.pages.drain(..).chain(rows)) {
-            let block = self.store.append(&page)?;
-            if block != expected {
-                let reason = "the run of pages is interrupted";
-                return Err(StoreError::corrupted(block, reason));
-            }
+        let rows = self.rows.iter().map(|(.., page)| page);
+        let pages: Vec<&PageBytes> = self.pages.iter().chain(rows).map(|page| &**page).collect();
+        let block = self.store.append_all(&pages)?;
+        if block != first {
+            let reason = "the run of pages is interrupted";
+            return Err(StoreError::corrupted(block, reason));
         }
+        self.pages.clear();
+        self.rows.clear();
         self.block = end;
         Ok(())
     }

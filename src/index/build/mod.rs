@@ -4,34 +4,23 @@
 //! Pages are written without WAL records of their own; the whole file goes
 //! into the log at the end, and a crash before that leaves no index.
 
+mod assign;
 pub(super) mod progress;
 mod sort;
 mod train;
+mod workers;
 
-use faiss_ivf::FaissError;
-use ivf_store::{
-    Extent, ListWriter, Meta, PageKind, PageStore, Tid, write_directory, write_extent,
-};
+use ivf_store::{Extent, ListWriter, Meta, PageKind, PageStore, write_directory, write_extent};
 use pgrx::{PgBox, PgSqlErrorCode, PgTupleDesc, check_for_interrupts, pg_guard, pg_sys};
 
 use self::progress::Phase;
 use self::sort::ListSort;
 use self::train::Training;
-use super::insert::tid_of;
 use super::opclass::OpClass;
 use super::report::{OrRaise, Report};
 use super::sample::Source;
 use super::storage::RelationStore;
 
-/// Rows that are assigned to lists in one call of FAISS: enough for an
-/// efficient matrix product, no more than a cache holds.
-const MIN_BATCH_ROWS: usize = 64;
-const MAX_BATCH_ROWS: usize = 2048;
-/// Multiplications in such a call, which takes no interrupts: some tenths of a
-/// second.
-const BATCH_WORK: usize = 1 << 32;
-/// The least that PostgreSQL lets a sort have.
-const MIN_SORT_KILOBYTES: i32 = 64;
 /// How many rows are written between two updates of the progress.
 const PROGRESS_STEP: u64 = 1024;
 
@@ -54,7 +43,7 @@ pub(super) unsafe extern "C-unwind" fn ambuild(
         };
         progress::begin(Phase::Sampling, 0);
         let mut training = train::train(&source);
-        let (sort, counts) = assign_rows(&source, &mut training);
+        let (sort, counts) = assign::assign_rows(&source, &mut training);
         progress::begin(Phase::Writing, counts.indexed);
         let store = RelationStore::create(index, pg_sys::ForkNumber::MAIN_FORKNUM);
         write_index(&store, &source, &training, Some(sort));
@@ -118,153 +107,6 @@ unsafe fn column_dimensions(index: pg_sys::Relation, opclass: &OpClass) -> u32 {
         .raise();
     }
     dimensions
-}
-
-/// How many rows a build has read and indexed.
-struct Counts {
-    read: f64,
-    indexed: u64,
-}
-
-/// Rows on their way into the sort.
-struct Assignment<'a> {
-    source: &'a Source,
-    training: &'a mut Training,
-    sort: ListSort,
-    /// `(rows, dimensions)`
-    vectors: Vec<f32>,
-    tids: Vec<Tid>,
-    lists: Vec<u32>,
-    records: Vec<u8>,
-    batch_rows: usize,
-    indexed: u64,
-}
-
-/// Reads the table and sorts its rows by list.
-///
-/// # Safety
-/// The relations of `source` must be open and locked for building the index.
-unsafe fn assign_rows(source: &Source, training: &mut Training) -> (ListSort, Counts) {
-    let dimensions = source.dimensions as usize;
-    let record_size = training.layout.record_size();
-    let batch_rows =
-        (BATCH_WORK / (training.count as usize * dimensions)).clamp(MIN_BATCH_ROWS, MAX_BATCH_ROWS);
-    // SAFETY: the sort ends before this build does, which runs in a backend.
-    let sort = unsafe { ListSort::begin(record_size, sort_kilobytes(training)) };
-    let mut assignment = Assignment {
-        source,
-        training,
-        sort,
-        vectors: Vec::with_capacity(batch_rows * dimensions),
-        tids: Vec::with_capacity(batch_rows),
-        lists: Vec::new(),
-        records: Vec::new(),
-        batch_rows,
-        indexed: 0,
-    };
-    progress::begin(Phase::Assigning, 0);
-    // SAFETY: the caller's promise; the callback gets the assignment back.
-    let read = unsafe {
-        pg_sys::table_index_build_scan(
-            source.heap,
-            source.index,
-            source.info,
-            true,
-            true,
-            Some(assign_row),
-            std::ptr::from_mut(&mut assignment).cast(),
-            std::ptr::null_mut(),
-        )
-    };
-    assignment.flush();
-    progress::begin(Phase::Sorting, 0);
-    assignment.sort.sort();
-    let counts = Counts {
-        read,
-        indexed: assignment.indexed,
-    };
-    (assignment.sort, counts)
-}
-
-/// Memory for the sort: what the centroids leave of `maintenance_work_mem`.
-///
-/// # Safety
-/// Must run in a backend.
-unsafe fn sort_kilobytes(training: &Training) -> i32 {
-    let centroids = size_of_val(training.lists.centroids.as_slice()).div_ceil(1024);
-    // SAFETY: a backend reads its own setting.
-    let memory = unsafe { pg_sys::maintenance_work_mem };
-    (memory - centroids as i32).max(MIN_SORT_KILOBYTES)
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn assign_row(
-    _index: pg_sys::Relation,
-    tid: pg_sys::ItemPointer,
-    values: *mut pg_sys::Datum,
-    isnull: *mut bool,
-    _is_alive: bool,
-    state: *mut std::ffi::c_void,
-) {
-    // SAFETY: PostgreSQL passes the one column of a row, and the assignment
-    // that `assign_rows` gave it.
-    unsafe {
-        let assignment = &mut *state.cast::<Assignment<'_>>();
-        let source = assignment.source;
-        if *isnull
-            || !source
-                .opclass
-                .read(*values, source.dimensions, &mut assignment.vectors)
-        {
-            return;
-        }
-        assignment.tids.push(tid_of(tid));
-        if assignment.tids.len() == assignment.batch_rows {
-            assignment.flush();
-        }
-    }
-}
-
-impl Assignment<'_> {
-    /// Assigns the rows of the batch to lists and puts them into the sort.
-    fn flush(&mut self) {
-        check_for_interrupts!();
-        if self.tids.is_empty() {
-            return;
-        }
-        let index = self.source.index;
-        // SAFETY: the index is open.
-        unsafe { self.encode().or_raise(index) };
-        let record_size = self.training.layout.record_size();
-        let records = self.records.chunks_exact(record_size);
-        for ((&list, &tid), record) in self.lists.iter().zip(&self.tids).zip(records) {
-            self.sort.put(list, tid, record);
-        }
-        self.indexed += self.tids.len() as u64;
-        self.vectors.clear();
-        self.tids.clear();
-    }
-
-    /// Finds lists and records of the rows of the batch.
-    fn encode(&mut self) -> Result<(), FaissError> {
-        let (opclass, dimensions) = (self.source.opclass, self.source.dimensions as usize);
-        let mut compared = self.vectors.clone();
-        opclass.make_comparable(dimensions, &mut compared)?;
-        let (coding, centers) = (&self.training.coding, &self.training.lists);
-        let mapped = coding.map(&compared)?;
-        self.lists.clear();
-        self.lists.resize(self.tids.len(), 0);
-        centers.assign(&mapped, &mut self.lists)?;
-        check_for_interrupts!();
-        self.records.clear();
-        let stored = opclass.stored(&self.vectors, &compared);
-        let lists = &self.lists;
-        let centroid = |row: usize| centers.centroid(lists[row]);
-        coding.encode(stored, &compared, &mapped, centroid, &mut self.records)?;
-        check_for_interrupts!();
-        let held_back = &mut self.training.held_back;
-        held_back.look_at(opclass, dimensions, &compared, &self.tids, &self.lists)
-    }
 }
 
 /// Writes all pages of a new index: the meta page, the centroids, the recall curve, the

@@ -43,6 +43,23 @@ pub(super) fn set_done(count: u64) {
     unsafe { pg_sys::pgstat_progress_update_param(parameter, count as i64) };
 }
 
+/// Announces how many blocks of the table the phase has read, and of how many.
+pub(super) fn set_blocks(done: u32, total: u32) {
+    let parameters = [
+        pg_sys::PROGRESS_SCAN_BLOCKS_DONE,
+        pg_sys::PROGRESS_SCAN_BLOCKS_TOTAL,
+    ];
+    let (parameters, values) = (parameters.map(|p| p as i32), [done, total].map(i64::from));
+    // SAFETY: writes this backend's own progress entry, as many values as told.
+    unsafe {
+        pg_sys::pgstat_progress_update_multi_param(
+            parameters.len() as i32,
+            parameters.as_ptr(),
+            values.as_ptr(),
+        );
+    }
+}
+
 #[pg_guard]
 pub(in crate::index) unsafe extern "C-unwind" fn ambuildphasename(
     phase: pg_sys::int64,

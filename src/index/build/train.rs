@@ -5,6 +5,7 @@ use ivf_store::ListLayout;
 use pgrx::{PgSqlErrorCode, check_for_interrupts, pg_sys};
 
 use super::progress::{self, Phase};
+use super::workers;
 use crate::index::options;
 use crate::index::recall::Queries;
 use crate::index::report::{OrRaise, Report, relation_name};
@@ -110,10 +111,15 @@ pub(super) unsafe fn train(source: &Source) -> Training {
         }
         let capacity = sample_capacity(source, wanted);
         let least = wanted.saturating_add(HELD_BACK_ROWS as u32);
-        let mut sample = source.draw(expected, capacity, least);
+        let mut sample = source.draw_and_tell(expected, capacity, least, &progress::set_blocks);
+        sample.leave_out_outliers();
         let spare = sample.tids.len().saturating_sub(wanted as usize);
         let held_back = sample.hold_back((sample.tids.len() / 10).min(HELD_BACK_ROWS).min(spare));
         let rows = sample.tids.len();
+        if rows == 0 {
+            report_untrained(source, wanted);
+            return Training::none(source);
+        }
         let count = wanted.min(rows as u32);
         if count < wanted {
             report_few_rows(source, wanted, rows);
@@ -156,7 +162,8 @@ fn learn(
     };
     progress::begin(Phase::Clustering, ITERATIONS as u64);
     let centroids = {
-        let _threads = Threads::of_clustering();
+        // SAFETY: the table is open.
+        let _threads = Threads::of(unsafe { workers::helpers(source.heap) });
         kmeans(
             &options,
             code_dim,
@@ -170,16 +177,12 @@ fn learn(
     Ok((coding, Lists::new(metric, code_dim, centroids)))
 }
 
-/// Threads that clustering may use: one for each parallel maintenance worker that a build
-/// of another index would have, and that of the backend. One again when dropped.
+/// Threads that FAISS may use, that of the backend included. One again when dropped.
 struct Threads;
 
 impl Threads {
-    fn of_clustering() -> Self {
-        // SAFETY: a backend reads its own setting.
-        let workers = unsafe { pg_sys::max_parallel_maintenance_workers };
-        let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
-        faiss_ivf::set_threads(processors.min(1 + workers.max(0) as usize));
+    fn of(helpers: usize) -> Self {
+        faiss_ivf::set_threads(1 + helpers);
         Self
     }
 }

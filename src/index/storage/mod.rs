@@ -5,6 +5,8 @@
 //! transaction then gives back locks and pins by itself. The guards therefore
 //! do nothing when they are dropped by a panic: a second release would be wrong.
 
+#[cfg(not(any(feature = "pg14", feature = "pg15")))]
+mod bulk;
 mod change;
 mod page;
 mod recent;
@@ -12,6 +14,8 @@ mod recent;
 use std::cell::Cell;
 use std::rc::Rc;
 
+#[cfg(not(any(feature = "pg14", feature = "pg15")))]
+use ivf_store::PageBytes;
 use ivf_store::{Block, PAGE_SIZE, PageStore, StoreError};
 use pgrx::pg_sys;
 
@@ -207,5 +211,13 @@ impl PageStore for RelationStore {
 
     fn change(&self) -> RelationChange<'_> {
         RelationChange::begin(self)
+    }
+
+    #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+    fn append_all(&self, pages: &[&PageBytes]) -> Result<Block, StoreError> {
+        match self.logging {
+            Logging::EachChange => ivf_store::append_each(self, pages),
+            Logging::AtEnd => Ok(bulk::append(self, pages)),
+        }
     }
 }

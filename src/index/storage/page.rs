@@ -57,6 +57,13 @@ impl PinnedBuffer {
         self.0
     }
 
+    /// # Safety
+    /// The caller has a pin on the buffer, and gives it away.
+    #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+    pub(super) unsafe fn of(buffer: pg_sys::Buffer) -> Self {
+        Self(buffer)
+    }
+
     pub(super) fn lock_shared(self) -> SharedPage {
         SharedPage(self.lock(pg_sys::BUFFER_LOCK_SHARE as i32))
     }

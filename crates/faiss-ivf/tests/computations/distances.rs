@@ -140,32 +140,34 @@ fn halves_become_floats() {
 }
 
 #[test]
-fn neighbours_come_nearest_first() {
+fn all_distances_are_those_of_each_pair() {
     for metric in METRICS {
-        for (dim, queries, n) in [(3, 1, 5), (8, 30, 300), (384, 40, 7)] {
+        for (dim, queries, n) in [(3, 1, 5), (8, 30, 300), (384, 40, 7), (384, 256, 1)] {
             let mut random = Random(n as u64);
             let (queries, vectors) = (random.vectors(queries, dim), random.vectors(n, dim));
-            let found = faiss_ivf::nearest(metric, dim, &queries, &vectors, 10).unwrap();
-            for (query, found) in queries.chunks_exact(dim).zip(&found) {
-                assert_eq!(found.len(), n.min(10));
-                let exact = |row: usize| distance(metric, query, &vectors[row * dim..][..dim]);
-                let mut all: Vec<f64> = (0..n).map(exact).collect();
-                all.sort_by(|a, b| match metric {
-                    Metric::L2 => a.total_cmp(b),
-                    Metric::InnerProduct => b.total_cmp(a),
-                });
-                for (&(_, row), expected) in found.iter().zip(all) {
-                    assert!((exact(row) - expected).abs() < 1e-3 * (1.0 + expected.abs()));
+            let mut found = vec![7.0; 3];
+            faiss_ivf::all_distances(metric, dim, &queries, &vectors, &mut found).unwrap();
+            let mut found = found.iter();
+            for query in queries.chunks_exact(dim) {
+                for vector in vectors.chunks_exact(dim) {
+                    let expected = distance(metric, query, vector);
+                    let found = f64::from(*found.next().unwrap());
+                    assert!((found - expected).abs() < 1e-4 * (1.0 + expected.abs()));
                 }
             }
+            assert_eq!(found.next(), None);
         }
     }
-    assert_eq!(
-        faiss_ivf::nearest(Metric::L2, 2, &[1.0, 2.0], &[], 3).unwrap(),
-        [vec![]]
-    );
-    assert_invalid(faiss_ivf::nearest(Metric::L2, 2, &[1.0], &[], 3).map(|_| ()));
-    assert_invalid(faiss_ivf::nearest(Metric::L2, 1, &[1.0], &[1.0], 0).map(|_| ()));
+    let mut found = Vec::new();
+    let same = [0.1, 0.7, 0.3];
+    faiss_ivf::all_distances(Metric::L2, 3, &same, &same, &mut found).unwrap();
+    assert!(found[0] >= 0.0);
+    faiss_ivf::all_distances(Metric::L2, 2, &[1.0, 2.0], &[], &mut found).unwrap();
+    assert!(found.is_empty());
+    faiss_ivf::all_distances(Metric::L2, 1, &[f32::NAN], &[1.0], &mut found).unwrap();
+    assert!(found[0].is_nan());
+    let wrong = faiss_ivf::all_distances(Metric::L2, 2, &[1.0], &[], &mut found);
+    assert_invalid(wrong);
 }
 
 #[test]

@@ -70,6 +70,69 @@ fn a_seed_repeats_and_another_differs() {
 }
 
 #[test]
+fn threads_change_no_centroid() {
+    // Several blocks of points; the latter in two levels.
+    for (n, dim, clusters) in [(5000, 24, 40), (20_000, 8, 5000)] {
+        let points = Random(14).clustered(n, dim, 200);
+        for metric in [Metric::InnerProduct, Metric::L2] {
+            let options = options(clusters, metric);
+            let of_threads =
+                |threads| with_threads(threads, || run(&options, dim, &points).unwrap());
+            let alone = of_threads(1);
+            assert_eq!(alone.len(), clusters * dim);
+            assert!(alone == of_threads(2), "{clusters} {metric:?}");
+            assert!(alone == of_threads(3), "{clusters} {metric:?}");
+        }
+    }
+}
+
+#[test]
+fn two_levels_are_nearly_as_good_as_one() {
+    let (n, dim, clusters) = (40_000, 16, 4096);
+    let points = Random(15).clustered(n, dim, 300);
+    let two = run(&options(clusters, Metric::L2), dim, &points).unwrap();
+    assert_eq!(two.len(), clusters * dim);
+    // One cluster less is found in one level.
+    let one = run(&options(clusters - 1, Metric::L2), dim, &points).unwrap();
+    let sample = &points[..2000 * dim];
+    let (two, one) = (
+        objective(Metric::L2, dim, &two, sample),
+        objective(Metric::L2, dim, &one, sample),
+    );
+    assert!(two < 1.1 * one, "{two} instead of {one}");
+}
+
+#[test]
+fn two_levels_can_be_interrupted_and_tell_how_far_they_are() {
+    let (dim, clusters) = (8, 5000);
+    let points = Random(16).clustered(20_000, dim, 200);
+    let options = options(clusters, Metric::L2);
+    for threads in [1, 2] {
+        with_threads(threads, || {
+            let mut seen = Vec::new();
+            let never = || false;
+            kmeans(&options, dim, &points, &never, &mut |i| seen.push(i)).unwrap();
+            assert_eq!(seen.last(), Some(&options.iterations));
+            assert!(seen.is_sorted() && seen.len() > 3, "{seen:?}");
+            let asked = AtomicUsize::new(0);
+            let later = || asked.fetch_add(1, Ordering::Relaxed) > 8;
+            let result = kmeans(&options, dim, &points, &later, &mut |_| ());
+            assert_eq!(result, Err(FaissError::Interrupted));
+        });
+    }
+}
+
+#[test]
+fn two_levels_manage_points_that_are_alike() {
+    // Half of them are the same, so that a group has fewer distinct points than clusters.
+    let mut points = vec![0.5; 5000 * 4];
+    points.extend(Random(17).vectors(5000, 4));
+    let centroids = run(&options(4500, Metric::L2), 4, &points).unwrap();
+    assert_eq!(centroids.len(), 4500 * 4);
+    assert!(centroids.iter().all(|x| x.is_finite()));
+}
+
+#[test]
 fn spherical_centroids_have_unit_length() {
     let points = Random(5).clustered(1000, 16, 10);
     let centroids = run(&options(10, Metric::InnerProduct), 16, &points).unwrap();

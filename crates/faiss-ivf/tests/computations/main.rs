@@ -1,6 +1,7 @@
 //! The public functions against plain Rust.
 
 mod coding;
+mod crew;
 mod distances;
 mod kmeans;
 mod quantizers;

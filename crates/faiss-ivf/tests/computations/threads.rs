@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::kmeans::with_threads;
 use crate::reference::Random;
-use faiss_ivf::{KMeans, Metric, kmeans, set_threads};
+use faiss_ivf::{KMeans, Metric, kmeans, set_threads, with_crew};
 
 /// The blocked signals of each thread of a team: the leader is named after this
 /// crate, and its workers inherit the name.
@@ -77,6 +77,26 @@ fn a_team_blocks_signals_and_ends() {
             }
         }
         // Workers end just after their leader.
+        wait_for_teams();
+    });
+}
+
+#[test]
+fn helpers_block_signals_and_end() {
+    with_threads(1, || {
+        wait_for_teams();
+        let masks = with_crew(2, &|_: &mut ()| (), |crew| {
+            crew.put(());
+            crew.wait(Duration::from_secs(30));
+            // A thread gets its name when it begins.
+            let start = Instant::now();
+            while team().len() < 2 && start.elapsed() < Duration::from_secs(30) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            team()
+        });
+        assert!(masks.len() >= 2, "{} threads", masks.len());
+        assert!(masks.iter().all(|mask| mask >> 14 & 1 == 1), "{masks:x?}");
         wait_for_teams();
     });
 }
