@@ -55,6 +55,12 @@ pub trait PageChange {
     /// [`StoreError::Corrupted`] if there is no such page.
     fn lock(&mut self, block: Block) -> Result<usize, StoreError>;
 
+    /// The same without waiting: `None` if another has a lock of the page.
+    ///
+    /// # Errors
+    /// As for [`PageChange::lock`].
+    fn try_lock(&mut self, block: Block) -> Result<Option<usize>, StoreError>;
+
     /// Adds a new page at the end of the store to the change; its bytes are
     /// zero. Returns its number and slot.
     ///
