@@ -81,6 +81,25 @@ void faiss_ivf_distances(
         size_t n,
         float* out);
 
+/// The same, four vectors at a time: faster where they are in the processor's caches, and
+/// a distance depends in its last bits on the place of the vector.
+void faiss_ivf_distances_by_four(
+        int metric,
+        size_t dim,
+        const float* query,
+        const float* vectors,
+        size_t n,
+        float* out);
+
+/// Writes the inner products of `query` with `n` contiguous vectors of `dim` 8-bit
+/// numbers to `out`. The caller sees to it that no sum overflows.
+void faiss_ivf_byte_products(
+        size_t dim,
+        const int16_t* query,
+        const int8_t* vectors,
+        size_t n,
+        int32_t* out);
+
 /// Writes the distances of `query` to `n` codes of `dim` 16-bit floats, each
 /// `code_size` bytes behind the one before and at any address, to `out`.
 int faiss_ivf_half_distances(

@@ -112,6 +112,41 @@ pub fn distances(
     Ok(())
 }
 
+/// Finds the nearest of `vectors` `(n, dim)` to one query `(dim)`, on the calling thread:
+/// its row, and 0 if there is none. Between equally near ones any may win; a distance that
+/// is no number is that of the farthest.
+///
+/// It is what [`assign`] is for many points, without its checks of all values.
+///
+/// # Errors
+/// `InvalidArgument` when the query is empty or the lengths do not fit.
+pub fn nearest_one(metric: Metric, query: &[f32], vectors: &[f32]) -> Result<usize, FaissError> {
+    let n = rows(query.len(), vectors, "vectors")?;
+    let mut distances = vec![0.0; n];
+    // SAFETY: the slices hold dim, n * dim and n floats, as the shim is told.
+    unsafe {
+        ffi::faiss_ivf_distances_by_four(
+            metric.code(),
+            query.len(),
+            query.as_ptr(),
+            vectors.as_ptr(),
+            n,
+            distances.as_mut_ptr(),
+        );
+    }
+    let farthest = match metric {
+        Metric::InnerProduct => f32::NEG_INFINITY,
+        Metric::L2 => f32::INFINITY,
+    };
+    let mut nearest = (farthest, 0);
+    for (row, &distance) in distances.iter().enumerate() {
+        if metric.is_nearer(distance, nearest.0) {
+            nearest = (distance, row);
+        }
+    }
+    Ok(nearest.1)
+}
+
 /// Finds the `k` nearest of `vectors` `(n, dim)` for each query of `queries`
 /// `(q, dim)`: by query at most `k` pairs of distance and row, nearest first.
 ///

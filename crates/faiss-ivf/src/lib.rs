@@ -12,6 +12,7 @@
 //! L2 distance is squared and smaller when nearer. Cosine distance is the inner
 //! product of normalised vectors; [`normalize`] prepares them.
 
+mod coarse;
 mod codec;
 mod coded_query;
 mod coder;
@@ -34,11 +35,12 @@ mod signs;
 mod threads;
 mod transform;
 
+pub use coarse::CoarseCentroids;
 pub use codec::{CodeScanner, Codec, extend_from_halves};
 pub use coded_query::{CodeFactors, CodedQuery, ListQuery};
 pub use coding::{Coding, EntrySizes, squared};
 pub use cpu::{UnsupportedCpu, init};
-pub use distance::{assign, distances, nearest, normalize};
+pub use distance::{assign, distances, nearest, nearest_one, normalize};
 pub use error::FaissError;
 pub use factory::{Code, Factory, FactoryError};
 pub use kmeans::{KMeans, kmeans};
