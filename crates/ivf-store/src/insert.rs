@@ -9,7 +9,7 @@ use crate::error::StoreError;
 use crate::layout::ListLayout;
 use crate::list::{ListPage, PageCounter, init_list_page, put_entry, set_row_page};
 use crate::meta::Meta;
-use crate::page::{self, Block, NO_BLOCK};
+use crate::page::{self, Block, NO_BLOCK, PageBytes};
 use crate::rows::{RowPage, init_row_page, put_row};
 use crate::store::{PageChange, PageStore};
 use crate::tid::Tid;
@@ -108,10 +108,11 @@ impl<S: PageStore> Insert<'_, S> {
     fn fill_from(&self, mut block: Block) -> Result<Block, StoreError> {
         let mut counter = PageCounter::new();
         loop {
+            // Begun for each page: that is where an insert can be cancelled.
+            let mut change = self.store.change();
             block = match self.behind_full(block)? {
                 Some(next) => next,
                 None => {
-                    let mut change = self.store.change();
                     let slot = change.lock(block)?;
                     match self.fill(change, (block, slot))? {
                         Reached::Filled(filled) => return Ok(filled),
@@ -136,19 +137,20 @@ impl<S: PageStore> Insert<'_, S> {
     /// it. Returns which.
     fn add_page(&self, mut block: Block) -> Result<Block, StoreError> {
         let mut counter = PageCounter::new();
+        let next_of = |bytes: &PageBytes, block| {
+            let page = ListPage::parse_of(bytes, block, self.layout, self.list)?;
+            Ok::<_, StoreError>(page.info().next)
+        };
         loop {
+            // As in `fill_from`.
+            let mut change = self.store.change();
             let bytes = self.store.read(block)?;
-            let mut next = ListPage::parse_of(&bytes, block, self.layout, self.list)?
-                .info()
-                .next;
+            let mut next = next_of(&bytes, block)?;
             drop(bytes);
             if next == NO_BLOCK {
-                let mut change = self.store.change();
                 let slot = change.lock(block)?;
                 // Another may have been faster.
-                next = ListPage::parse_of(change.page(slot), block, self.layout, self.list)?
-                    .info()
-                    .next;
+                next = next_of(change.page(slot), block)?;
                 if next == NO_BLOCK {
                     return self.extend(change, slot);
                 }

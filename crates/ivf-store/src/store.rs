@@ -30,7 +30,8 @@ pub trait PageStore {
     /// [`StoreError::Corrupted`] if there is no such page.
     fn read(&self, block: Block) -> Result<Self::Page<'_>, StoreError>;
 
-    /// Begins a change of up to [`MAX_CHANGED_PAGES`] pages.
+    /// Begins a change of up to [`MAX_CHANGED_PAGES`] pages. Work that goes on for long
+    /// begins changes often: a store may cancel it here, while no page is locked.
     fn change(&self) -> Self::Change<'_>;
 
     /// Adds a complete page at the end and returns its number.
