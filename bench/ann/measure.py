@@ -8,6 +8,7 @@ from statistics import median
 import database
 import phases
 import store
+import writing
 from candidates import Indexed, InProcess
 from measuring import Watch
 from processes import family_cpu_seconds
@@ -87,8 +88,6 @@ class Bench:
     def run(self):
         """All phases that are wanted."""
         self.load()
-        if self.wanted("inserts"):
-            self.insert_alone()
         groups = [self.chosen] if self.apart else [[method] for method in self.chosen]
         for group in groups:
             self.run_group(group)
@@ -217,33 +216,39 @@ class Bench:
         self.pids = phases.server_pids()
         self.ran("cold")
 
-    def insert_alone(self):
-        """What the table alone takes, as a part of what each index is charged with."""
-        watch = self.watch("inserts")
-        with database.connect() as connection:
-            store.create_table(connection, "item_alone", self.data.dimensions)
-        found = phases.insert(None, "item_alone", self.data, self.args.inserts, watch, self.pids)
-        self.results.keep("inserts", ALONE, found)
+    def writers(self, candidates):
+        """Writers to the tables of candidates, which hold no connection meanwhile."""
+        for candidate in candidates.values():
+            candidate.close()
+        count = self.args.inserts
+        return {
+            name: writing.Writer(candidate.table, self.data, count, candidate.method.session)
+            for name, candidate in candidates.items()
+        }
 
     def inserts(self, candidates):
-        watch = self.watch("inserts")
-        for name, candidate in candidates.items():
-            candidate.close()
-            found = phases.insert(candidate, candidate.table, self.data, self.args.inserts, watch, self.pids)
-            self.results.keep("inserts", name, found)
-            if not self.wanted("vacuum"):
-                phases.vacuum(candidate.table, self.data, self.watch("vacuum"), self.pids)
-        self.ran("inserts")
+        """With a table that has no index, which tells what each index is not to be charged with."""
+        with database.connect() as connection:
+            store.create_table(connection, "item_alone", self.data.dimensions)
+        alone = {ALONE: writing.Writer("item_alone", self.data, self.args.inserts)}
+        writers = self.writers(candidates)
+        writing.prepare(self.data, self.args.inserts)
+        found = writing.inserts({**alone, **writers}, self.watch("inserts"), self.pids)
+        writing.finish()
+        for name, result in found.items():
+            self.results.keep("inserts", name, result)
+        with database.connect() as connection:
+            for writer in writers.values():
+                writer.clear(connection)
+        self.ran("inserts", f"{self.args.inserts:,} rows in each of {writing.ROUNDS} rounds, in turns")
 
     def vacuum(self, candidates):
-        watch = self.watch("vacuum")
-        for name, candidate in candidates.items():
-            if not self.wanted("inserts"):
-                unused = self.watch("inserts")
-                phases.insert(candidate, candidate.table, self.data, self.args.inserts, unused, self.pids)
-            found = phases.vacuum(candidate.table, self.data, watch, self.pids)
-            self.results.keep("vacuum", name, {**found, "rows": self.args.inserts})
-        self.ran("vacuum")
+        writing.without_images()
+        found = writing.vacuums(self.writers(candidates), self.watch("vacuum"), self.pids)
+        writing.finish()
+        for name, result in found.items():
+            self.results.keep("vacuum", name, result)
+        self.ran("vacuum", f"{writing.ROUNDS} rounds, in turns")
 
     def drift(self, candidates):
         watch = self.watch("drift")

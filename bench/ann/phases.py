@@ -1,4 +1,4 @@
-"""What is measured besides search: building, starting cold, writing, filters, drift, memory."""
+"""What is measured besides search and writing: building, starting cold, filters, drift, memory."""
 
 import os
 import shlex
@@ -11,9 +11,8 @@ from pathlib import Path
 
 import database
 import numpy as np
-import pgbench
 import store
-from data import CHUNK, bucket_of, more_rows, more_rows_into, moved
+from data import CHUNK, bucket_of, more_rows_into, moved
 from processes import PeakMemory, fields_of, private_memory
 from search import TARGETS, least_setting, remembered, summary
 from truth import Truth, tenth_scores, truth
@@ -113,62 +112,6 @@ def cold(candidate, setting, command):
     following = [float(np.mean(times[1:])) for times in starts]
     new = [float(1000 * first_queries(candidate, setting)[0]) for _ in range(COLD_STARTS)]
     return {"first": first, "following": following, "connection": new, "dropped": dropped}
-
-
-def insert(candidate, table, data, count, watch, pids):
-    """Inserts so many rows, a transaction each; returns rows per second and bytes of WAL per row.
-
-    WAL is not waited for, and there are no images of whole pages in it: both
-    depend on disk and checkpoints, not on the index. The rows have ids from
-    len(data) on, and stay.
-    """
-    with database.connect() as connection:
-        store.load_queries(connection, "more", more_rows(data, count))
-        script = "\\set i :i + 1\n"
-        script += (
-            f"INSERT INTO {table} SELECT id + {len(data)}, bucket, q::vector({data.dimensions}) "
-            "FROM more WHERE id = :i;\n"
-        )
-        own = candidate.method.session if candidate else {}
-        settings = {"synchronous_commit": "off", "plan_cache_mode": "force_generic_plan", **own}
-        full_page_writes(connection, "off")
-
-        def once():
-            connection.execute(f"DELETE FROM {table} WHERE id >= {len(data)}")
-            before = wal_position(connection)
-            seconds = pgbench.run(script, settings, 1, count, {"i": -1})
-            return seconds[0], wal_position(connection) - before
-
-        seconds, wal = watch.take(once, pids)
-        full_page_writes(connection, "on")
-    return {"rate": pgbench.rate(pgbench.warm([seconds])), "wal": wal / count, "rows": count}
-
-
-def full_page_writes(connection, value):
-    connection.execute(f"ALTER SYSTEM SET full_page_writes = {value}")
-    connection.execute("SELECT pg_reload_conf()")
-    time.sleep(0.2)
-
-
-def wal_position(connection):
-    """Bytes of WAL that have ever been written."""
-    return int(connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone()[0])
-
-
-def vacuum(table, data, watch, pids):
-    """Seconds of VACUUM after the rows beyond the data's are deleted; the index is cleaned in any case."""
-    with database.connect() as connection:
-        connection.execute(f"DELETE FROM {table} WHERE id >= {len(data)}")
-
-        def once():
-            start = time.perf_counter()
-            connection.execute(f"VACUUM (INDEX_CLEANUP ON, PARALLEL 0) {table}")
-            return time.perf_counter() - start
-
-        # Once only: a second one would find nothing to do.
-        result, share = watch.others(pids, once)
-        watch.shares.append(share)
-        return {"seconds": result}
 
 
 def regain(candidate, recall, watch, pids, condition=""):

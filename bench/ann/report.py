@@ -5,6 +5,7 @@ from statistics import median
 
 import goals
 import plots
+import writing
 from goals import dig
 from measuring import markdown_table, spread
 from phases import FILTERS, MIDDLE, WORKERS
@@ -92,18 +93,21 @@ def build_table(results):
 
 
 def write_table(results):
+    header = ["rows per second"] + [form.words for form in writing.FORMS]
+    header += ["WAL bytes per row", "with images of pages"]
     rows = []
-    for name, method in results.methods.items():
-        insert, vacuum = method.get("inserts"), method.get("vacuum")
-        if insert or vacuum:
-            row = [
-                name,
-                number(dig(insert, "rate")),
-                number(dig(insert, "wal")),
-                number(dig(vacuum, "seconds"), 2),
-            ]
-            rows.append(row)
-    return markdown_table(["writing", "inserts per second", "WAL bytes per row", "VACUUM s"], rows)
+    for name, found in having(results, "inserts"):
+        rates = [several(found[form.name]["rates"], 0) for form in writing.FORMS]
+        rows.append([name, *rates, number(found["one"]["wal"]), number(found["images"])])
+    return markdown_table(header, rows)
+
+
+def vacuum_table(results):
+    rows = [
+        [name, several(found["seconds"], 2), number(found["wal"])]
+        for name, found in having(results, "vacuum")
+    ]
+    return markdown_table(["VACUUM", "seconds", "WAL bytes per deleted row"], rows)
 
 
 def regained(again):
@@ -182,12 +186,16 @@ def sections(results, name):
     if "build" in phases:
         yield build_table(results)
         yield f"![Build time and size]({plots.build_name(name)})"
-    if "inserts" in phases or "vacuum" in phases:
+    if "inserts" in phases:
         yield (
-            "One row a transaction, WAL not waited for and without images of whole pages; "
-            "VACUUM after they are deleted:"
+            "Rows that are inserted, a row a transaction or all by one statement; WAL is not waited for. "
+            "WAL is that of one client, the table's own share included; images of pages are those behind "
+            "a checkpoint:"
         )
         yield write_table(results)
+    if "vacuum" in phases:
+        yield "VACUUM after a tenth of the rows are deleted, all over the table:"
+        yield vacuum_table(results)
     if "filters" in phases:
         yield (
             f"Queries with a filter, scans being iterative: recall at the setting of {MIDDLE} without it, "

@@ -237,6 +237,85 @@ fn writers_vacuum_and_readers_do_not_disturb_each_other() {
     assert_index_equals_table(&mut client);
 }
 
+/// In one snapshot the index has every row of the table once.
+fn assert_index_equals_table_in_a_snapshot(client: &mut Client) {
+    client
+        .batch_execute(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL enable_seqscan = off;
+             SET LOCAL enable_sort = off; SET LOCAL faiss_ivf.nprobe = 65536;
+             SET LOCAL faiss_ivf.iterative_scan = relaxed_order",
+        )
+        .unwrap();
+    let mut by_index = ids(
+        client,
+        "SELECT id FROM item ORDER BY v <-> sample_vector(7)",
+    );
+    by_index.sort_unstable();
+    client
+        .batch_execute("SET LOCAL enable_seqscan = on; SET LOCAL enable_sort = on")
+        .unwrap();
+    let by_table = ids(client, "SELECT id FROM item ORDER BY id");
+    client.batch_execute("COMMIT").unwrap();
+    assert!(
+        by_index == by_table,
+        "{} rows, not {}",
+        by_index.len(),
+        by_table.len()
+    );
+}
+
+#[test]
+fn many_write_into_one_list_and_scans_see_each_row_once() {
+    let (cluster, mut client) = cluster_with_index();
+    for round in 0..2 * soak() {
+        client.batch_execute("DROP INDEX item_v").unwrap();
+        client.batch_execute(&index(round)).unwrap();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                let (cluster, stop) = (&cluster, &stop);
+                scope.spawn(move || {
+                    let mut client = cluster.client();
+                    // All alike: they belong to one list.
+                    let insert =
+                        "INSERT INTO item (v) SELECT sample_vector(1) FROM generate_series(1, 5)";
+                    while !stop.load(Ordering::Relaxed) {
+                        client.batch_execute(insert).unwrap();
+                    }
+                });
+            }
+            let mut vacuum = cluster.client();
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    vacuum
+                        .batch_execute("DELETE FROM item WHERE id % 7 = 0")
+                        .unwrap();
+                    vacuum.batch_execute("VACUUM item").unwrap();
+                }
+            });
+            let mut reader = cluster.client();
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_index_equals_table_in_a_snapshot(&mut reader);
+                }
+            });
+            thread::sleep(Duration::from_secs(4));
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_index_equals_table(&mut client);
+        drop(client);
+        cluster.crash();
+        cluster.recover();
+        client = cluster.client();
+        assert_index_equals_table(&mut client);
+        client
+            .batch_execute("DELETE FROM item WHERE id > 3000")
+            .unwrap();
+        client.batch_execute("VACUUM item").unwrap();
+    }
+}
+
 #[test]
 fn a_build_goes_on_after_interrupts_that_do_not_cancel_it() {
     let cluster = Cluster::start(&["client_connection_check_interval = 10ms"]);

@@ -43,7 +43,8 @@ pub(super) unsafe extern "C-unwind" fn aminsert(
         (trained.coding)
             .encode(stored, &vector, &mapped, centroid, &mut record)
             .or_raise(index);
-        insert(&store, &meta, list, tid_of(heap_tid), &record).or_raise(index);
+        let writer = pg_sys::MyProcPid.unsigned_abs();
+        insert(&store, &meta, list, tid_of(heap_tid), &record, writer).or_raise(index);
     }
     // Only unique indexes answer otherwise.
     false

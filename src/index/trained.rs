@@ -8,8 +8,9 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::OnceLock;
 
-use faiss_ivf::{Coding, Factory, FaissError, Metric};
+use faiss_ivf::{CoarseCentroids, Coding, Factory, FaissError, Metric};
 use ivf_store::{
     Block, Codes, Extent, Meta, PageKind, PageStore, RecallCurve, RefineCodes, StoreError,
     list_entries, read_extent,
@@ -32,6 +33,8 @@ pub(super) struct Lists {
     pub centroids: Vec<f32>,
     /// Squared lengths of the centroids.
     pub squares: Vec<f32>,
+    /// By which the list of one vector is found; made when it is first wanted.
+    coarse: OnceLock<CoarseCentroids>,
 }
 
 impl Lists {
@@ -45,20 +48,20 @@ impl Lists {
             dim,
             centroids,
             squares,
+            coarse: OnceLock::new(),
         }
     }
 
     /// The list of one vector `(dim)`, as the transform maps it.
     pub fn nearest(&self, mapped: &[f32]) -> Result<u32, FaissError> {
-        let mut distances = vec![0.0; self.squares.len()];
-        faiss_ivf::distances(self.metric, mapped, &self.centroids, &mut distances)?;
-        let mut nearest = 0;
-        for (list, distance) in distances.iter().enumerate() {
-            if self.metric.is_nearer(*distance, distances[nearest]) {
-                nearest = list;
-            }
+        if self.centroids.len() <= self.dim {
+            return Ok(0);
         }
-        Ok(nearest as u32)
+        let coarse = self
+            .coarse
+            .get_or_init(|| CoarseCentroids::new(self.metric, self.dim, &self.centroids));
+        let list = coarse.nearest(mapped, &self.centroids)?;
+        Ok(list as u32)
     }
 
     /// The lists of vectors `(n, dim)`, as the transform maps them.
@@ -118,7 +121,8 @@ impl Trained {
 
     fn bytes(&self) -> usize {
         let floats = self.lists.centroids.len() + self.lists.squares.len() + self.first.len();
-        floats * size_of::<f32>() + self.coding.state_len() + self.recent.bytes()
+        let coarse = self.lists.coarse.get().map_or(0, CoarseCentroids::bytes);
+        floats * size_of::<f32>() + coarse + self.coding.state_len() + self.recent.bytes()
     }
 }
 

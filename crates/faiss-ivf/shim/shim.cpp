@@ -291,10 +291,22 @@ void faiss_ivf_distances(
         const float* vectors,
         size_t n,
         float* out) {
-    if (metric == FAISS_IVF_INNER_PRODUCT) {
-        faiss::fvec_inner_products_ny(out, query, vectors, dim, n);
-    } else {
-        faiss::fvec_L2sqr_ny(out, query, vectors, dim, n);
+    distances_by_four(metric, dim, query, vectors, n, out);
+}
+
+void faiss_ivf_byte_products(
+        size_t dim,
+        const int16_t* query,
+        const int8_t* vectors,
+        size_t n,
+        int32_t* out) {
+    for (size_t i = 0; i < n; i++, vectors += dim) {
+        // Compilers make vector instructions of this form of it.
+        int32_t sum = 0;
+        for (size_t j = 0; j < dim; j++) {
+            sum += int32_t(vectors[j]) * query[j];
+        }
+        out[i] = sum;
     }
 }
 

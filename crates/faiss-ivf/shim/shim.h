@@ -82,6 +82,15 @@ void faiss_ivf_distances(
         size_t n,
         float* out);
 
+/// Writes the inner products of `query` with `n` contiguous vectors of `dim` 8-bit
+/// numbers to `out`. The caller sees to it that no sum overflows.
+void faiss_ivf_byte_products(
+        size_t dim,
+        const int16_t* query,
+        const int8_t* vectors,
+        size_t n,
+        int32_t* out);
+
 /// Writes the distances of `query` to `n` codes of `dim` 16-bit floats, each
 /// `code_size` bytes behind the one before and at any address, to `out`.
 int faiss_ivf_half_distances(

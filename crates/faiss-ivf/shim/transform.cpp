@@ -54,8 +54,13 @@ int faiss_ivf_transform_apply(
             return;
         }
         // For one vector BLAS would copy the matrix before it reads it.
-        faiss::fvec_inner_products_ny(
-                out, vectors, map->A.data(), map->d_in, map->d_out);
+        distances_by_four(
+                FAISS_IVF_INNER_PRODUCT,
+                map->d_in,
+                vectors,
+                map->A.data(),
+                map->d_out,
+                out);
     });
 }
 

@@ -112,6 +112,31 @@ pub fn distances(
     Ok(())
 }
 
+/// Finds the nearest of `vectors` `(n, dim)` to one query `(dim)`, on the calling thread:
+/// its row, and 0 if there is none. Between equally near ones any may win; a distance that
+/// is no number is that of the farthest.
+///
+/// It is what [`assign`] is for many points, without its checks of all values.
+///
+/// # Errors
+/// `InvalidArgument` when the query is empty or the lengths do not fit.
+pub fn nearest_one(metric: Metric, query: &[f32], vectors: &[f32]) -> Result<usize, FaissError> {
+    let n = rows(query.len(), vectors, "vectors")?;
+    let mut all = vec![0.0; n];
+    distances(metric, query, vectors, &mut all)?;
+    let farthest = match metric {
+        Metric::InnerProduct => f32::NEG_INFINITY,
+        Metric::L2 => f32::INFINITY,
+    };
+    let mut nearest = (farthest, 0);
+    for (row, &distance) in all.iter().enumerate() {
+        if metric.is_nearer(distance, nearest.0) {
+            nearest = (distance, row);
+        }
+    }
+    Ok(nearest.1)
+}
+
 /// Computes the distances of all queries `(q, dim)` to all of `vectors` `(n, dim)`, as a
 /// matrix product: `out` becomes `(q, n)`.
 ///

@@ -68,6 +68,14 @@ unsafe extern "C" {
         out: *mut f32,
     );
 
+    pub(crate) fn faiss_ivf_byte_products(
+        dim: usize,
+        query: *const i16,
+        vectors: *const i8,
+        n: usize,
+        out: *mut i32,
+    );
+
     pub(crate) fn faiss_ivf_half_distances(
         metric: c_int,
         dim: usize,

@@ -12,6 +12,7 @@
 //! L2 distance is squared and smaller when nearer. Cosine distance is the inner
 //! product of normalised vectors; [`normalize`] prepares them.
 
+mod coarse;
 mod codec;
 mod coded_query;
 mod coder;
@@ -37,12 +38,13 @@ mod signs;
 mod threads;
 mod transform;
 
+pub use coarse::CoarseCentroids;
 pub use codec::{CodeScanner, Codec, extend_from_halves};
 pub use coded_query::{CodeFactors, CodedQuery, ListQuery, gap};
 pub use coding::{Coding, EntrySizes, squared};
 pub use cpu::{UnsupportedCpu, init};
 pub use crew::{Crew, with_crew};
-pub use distance::{all_distances, assign, distances, normalize};
+pub use distance::{all_distances, assign, distances, nearest_one, normalize};
 pub use error::FaissError;
 pub use factory::{Code, Factory, FactoryError};
 pub use kmeans::{KMeans, kmeans};

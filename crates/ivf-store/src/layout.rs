@@ -146,6 +146,17 @@ impl ListLayout {
         }
     }
 
+    /// Between what bytes of a list page its hole lies if so many slots are in use: behind
+    /// their codes, and before the arrays of the other parts.
+    pub(crate) fn hole(&self, count: usize) -> (usize, usize) {
+        (DATA_START + self.codes_len(count), self.factor_at(0))
+    }
+
+    /// Between what bytes of a row page its hole lies if so many places are in use.
+    pub(crate) fn row_hole(&self, count: usize) -> (usize, usize) {
+        (self.refine_at(count), self.refine_factor_at(0))
+    }
+
     /// Where the numbers of one of the [`FACTORS`] begin.
     pub(crate) fn factor_at(&self, factor: usize) -> usize {
         let codes = self.codes_len(self.capacity).next_multiple_of(ALIGNMENT);

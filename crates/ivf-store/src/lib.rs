@@ -29,7 +29,7 @@ mod tid;
 mod vacuum;
 mod writer;
 
-pub use directory::{ListEntry, list_entries, list_entry, move_insert_block, write_directory};
+pub use directory::{ListEntry, list_entries, move_insert_block, write_directory};
 pub use error::StoreError;
 pub use extent::{Extent, read_extent, write_extent};
 pub use insert::insert;

@@ -50,6 +50,13 @@ impl<'a> ListPage<'a> {
             let reason = format!("{} entries of which {} are free", info.count, info.free);
             return Err(StoreError::corrupted(block, reason));
         }
+        if (info.lower, info.upper) != layout.hole(info.count) {
+            let reason = format!(
+                "{} entries, and a hole from {} to {}",
+                info.count, info.lower, info.upper
+            );
+            return Err(StoreError::corrupted(block, reason));
+        }
         let page = Self {
             bytes,
             layout,
@@ -171,7 +178,8 @@ impl<'a> ListPage<'a> {
 /// Makes `page` a page of `list` without entries.
 pub(crate) fn init_list_page(page: &mut PageBytes, layout: ListLayout, list: u32) {
     page::init(page, PageKind::List, list);
-    page::close_hole(page);
+    let (lower, upper) = layout.hole(0);
+    page::set_bounds(page, lower, upper);
     for index in 0..layout.row_pages() {
         put_u32(page, layout.row_page_at(index), NO_BLOCK);
     }
@@ -186,6 +194,8 @@ pub(crate) fn put_entry(
     tid: Tid,
     record: &[u8],
 ) {
+    let (lower, upper) = layout.hole(slot + 1);
+    page::shrink_hole(page, lower, upper);
     let [code, factors, ..] = layout.split(record);
     if layout.codes().is_packed {
         let size = layout.block_size();

@@ -10,13 +10,17 @@ use crate::store::{MAX_CHANGED_PAGES, PageChange, PageStore};
 ///
 /// It is as strict as PostgreSQL is: a page that is locked twice, or locked while it is
 /// read, panics instead of waiting for ever, and a commit zeroes what lies in the hole of a
-/// page, as replaying a generic WAL record does.
+/// page, as replaying a generic WAL record does. [`MemoryStore::make_busy`] stands for
+/// others who work on the same pages.
 #[derive(Default)]
 pub struct MemoryStore {
     pages: RefCell<Vec<Box<PageBytes>>>,
     locked: RefCell<BTreeSet<Block>>,
     /// The pages that are read, and how many times.
     shared: RefCell<BTreeMap<Block, usize>>,
+    /// The pages that another has locked until somebody waits for them.
+    busy: RefCell<BTreeSet<Block>>,
+    waits: RefCell<Vec<Block>>,
     history: RefCell<Vec<Vec<Box<PageBytes>>>>,
     keeps_history: Cell<bool>,
 }
@@ -46,6 +50,24 @@ impl MemoryStore {
     /// Takes the copies kept since the last call, oldest first.
     pub fn take_history(&self) -> Vec<Vec<Box<PageBytes>>> {
         self.history.take()
+    }
+
+    /// Lets another lock a page exclusively until somebody waits for it.
+    pub fn make_busy(&self, block: Block) {
+        self.busy.borrow_mut().insert(block);
+    }
+
+    /// Ends all locks of [`Self::make_busy`], and returns for which of these pages somebody
+    /// has waited since the last call.
+    pub fn take_waits(&self) -> Vec<Block> {
+        self.busy.borrow_mut().clear();
+        self.waits.take()
+    }
+
+    fn wait_for(&self, block: Block) {
+        if self.busy.borrow_mut().remove(&block) {
+            self.waits.borrow_mut().push(block);
+        }
     }
 
     fn copy(&self, block: Block) -> Result<Box<PageBytes>, StoreError> {
@@ -105,6 +127,7 @@ impl PageStore for MemoryStore {
             !self.locked.borrow().contains(&block),
             "block {block} is read by the holder of its exclusive lock"
         );
+        self.wait_for(block);
         let bytes = self.copy(block)?;
         *self.shared.borrow_mut().entry(block).or_default() += 1;
         Ok(MemoryPage {
@@ -144,8 +167,17 @@ impl PageChange for MemoryChange<'_> {
             readers.is_none_or(|readers| readers == 0),
             "block {block} is locked by its reader"
         );
+        self.store.wait_for(block);
         let page = self.store.copy(block)?;
         Ok(self.add(block, page))
+    }
+
+    fn try_lock(&mut self, block: Block) -> Result<Option<usize>, StoreError> {
+        let is_busy = self.store.busy.borrow().contains(&block);
+        if is_busy {
+            return Ok(None);
+        }
+        self.lock(block).map(Some)
     }
 
     fn extend(&mut self) -> Result<(Block, usize), StoreError> {

@@ -81,8 +81,10 @@ pub(crate) struct PageInfo {
     pub count: usize,
     /// Number of these slots that are free.
     pub free: usize,
-    /// End of the data.
+    /// End of the data, or of what lies before the hole.
     pub lower: usize,
+    /// End of the hole.
+    pub upper: usize,
 }
 
 pub(crate) fn get_u16(page: &[u8], at: usize) -> u16 {
@@ -146,9 +148,11 @@ pub(crate) fn set_next(page: &mut PageBytes, next: Block) {
     put_u32(page, NEXT, next);
 }
 
-/// Lets a page have no hole, so that nothing in it is left out of the log.
-pub(crate) fn close_hole(page: &mut PageBytes) {
-    set_bounds(page, SPECIAL_START, SPECIAL_START);
+/// Lets the hole of a page, which ends at `upper`, begin at `lower` or behind it: what
+/// lies in it is left out of the log.
+pub(crate) fn shrink_hole(page: &mut PageBytes, lower: usize, upper: usize) {
+    let (before, _) = bounds(page);
+    set_bounds(page, before.max(lower), upper);
 }
 
 pub(crate) fn set_free(page: &mut PageBytes, free: usize) {
@@ -220,9 +224,6 @@ pub(crate) fn check(
         let reason = format!("impossible page bounds {lower} and {upper}");
         return Err(StoreError::corrupted(block, reason));
     }
-    if matches!(kind, PageKind::List | PageKind::Rows) && lower != SPECIAL_START {
-        return Err(StoreError::corrupted(block, "the page has a hole"));
-    }
     Ok(info(page))
 }
 
@@ -234,5 +235,6 @@ pub(crate) fn info(page: &PageBytes) -> PageInfo {
         count: get_u16(page, COUNT).into(),
         free: get_u16(page, FREE).into(),
         lower: get_u16(page, PD_LOWER).into(),
+        upper: get_u16(page, PD_UPPER).into(),
     }
 }

@@ -28,6 +28,16 @@ impl<'a> RowPage<'a> {
             let reason = format!("rows of list {}, expected list {list}", info.owner);
             return Err(StoreError::corrupted(block, reason));
         }
+        let size = layout.refine_at(1) - layout.refine_at(0);
+        let used = (info.lower - layout.refine_at(0)).checked_div(size);
+        let is_possible = used.is_some_and(|used| {
+            (1..=layout.row_capacity()).contains(&used)
+                && (info.lower, info.upper) == layout.row_hole(used)
+        });
+        if !is_possible {
+            let reason = format!("a hole from {} to {}", info.lower, info.upper);
+            return Err(StoreError::corrupted(block, reason));
+        }
         Ok(Self { bytes, layout })
     }
 
@@ -83,10 +93,10 @@ impl<'a> RowPage<'a> {
     }
 }
 
-/// Makes `page` a row page without rows, of the list page `home` of `list`.
+/// Makes `page` a row page without rows, of the list page `home` of `list`. Others must
+/// not see it before it has a row.
 pub(crate) fn init_row_page(page: &mut PageBytes, list: u32, home: Block) {
     page::init(page, PageKind::Rows, list);
-    page::close_hole(page);
     page::set_next(page, home);
 }
 
@@ -98,6 +108,8 @@ pub(crate) fn put_row(
     tid: Tid,
     record: &[u8],
 ) {
+    let (lower, upper) = layout.row_hole(index + 1);
+    page::shrink_hole(page, lower, upper);
     let [_, _, code, factors] = layout.split(record);
     let at = layout.refine_at(index);
     page[at..at + code.len()].copy_from_slice(code);

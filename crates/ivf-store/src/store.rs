@@ -30,7 +30,8 @@ pub trait PageStore {
     /// [`StoreError::Corrupted`] if there is no such page.
     fn read(&self, block: Block) -> Result<Self::Page<'_>, StoreError>;
 
-    /// Begins a change of up to [`MAX_CHANGED_PAGES`] pages.
+    /// Begins a change of up to [`MAX_CHANGED_PAGES`] pages. Work that goes on for long
+    /// begins changes often: a store may cancel it here, while no page is locked.
     fn change(&self) -> Self::Change<'_>;
 
     /// Adds a complete page at the end and returns its number.
@@ -82,6 +83,12 @@ pub trait PageChange {
     /// # Errors
     /// [`StoreError::Corrupted`] if there is no such page.
     fn lock(&mut self, block: Block) -> Result<usize, StoreError>;
+
+    /// The same without waiting: `None` if another has a lock of the page.
+    ///
+    /// # Errors
+    /// As for [`PageChange::lock`].
+    fn try_lock(&mut self, block: Block) -> Result<Option<usize>, StoreError>;
 
     /// Adds a new page at the end of the store to the change; its bytes are
     /// zero. Returns its number and slot.

@@ -4,6 +4,7 @@ use crate::error::StoreError;
 use crate::layout::ListLayout;
 use crate::list::ListPage;
 use crate::page::{self, Block, PageBytes, PageKind, get_u64, put_u64};
+use crate::rows::RowPage;
 use crate::store::{PageChange, PageStore};
 use crate::tid::Tid;
 
@@ -119,6 +120,7 @@ fn home_of(
         (PageKind::List, 0) => (ListPage::parse(bytes, block, layout)?.info().owner, block),
         (PageKind::Rows, 1..) => {
             let info = page::check(bytes, block, PageKind::Rows)?;
+            RowPage::parse(bytes, block, layout, info.owner)?;
             (info.owner, info.next)
         }
         _ => return Ok(None),

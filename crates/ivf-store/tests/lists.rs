@@ -51,18 +51,28 @@ fn vacuum(store: &MemoryStore, meta: &Meta, dead: impl Fn(Tid) -> bool) {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Insert { list: u32, number: u32 },
-    Vacuum { modulus: u32 },
+    Insert {
+        list: u32,
+        number: u32,
+        writer: u32,
+        /// Others have locked a part of the pages.
+        is_busy: bool,
+    },
+    Vacuum {
+        modulus: u32,
+    },
 }
 
 const LISTS: u32 = 5;
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        12 => (0..LISTS, 1000u32..4000).prop_map(|(list, number)| Step::Insert { list, number }),
+        12 => (0..LISTS, 1000u32..4000, 0u32..8, any::<bool>()).prop_map(
+            |(list, number, writer, is_busy)| Step::Insert { list, number, writer, is_busy }
+        ),
         1 => (2u32..6).prop_map(|modulus| Step::Vacuum { modulus }),
     ];
-    proptest::collection::vec(step, 0..80)
+    proptest::collection::vec(step, 0..120)
 }
 
 /// All layouts, with sizes from one byte to the largest that fits.
@@ -136,12 +146,17 @@ proptest! {
         for step in steps {
             let before = model.clone();
             match step {
-                Step::Insert { list, number } => {
+                Step::Insert { list, number, writer, is_busy } => {
                     if model.contains_key(&tid(number)) {
                         continue;
                     }
                     let (list, record) = (list % shape.lists, record(&meta, number.into()));
-                    insert(&store, &meta, list, tid(number), &record).unwrap();
+                    let busy = 0..if is_busy { store.block_count() } else { 0 };
+                    // All of them, or all but every third.
+                    busy.filter(|block| writer > 3 || block % 3 != writer % 3)
+                        .for_each(|block| store.make_busy(block));
+                    insert(&store, &meta, list, tid(number), &record, writer).unwrap();
+                    store.take_waits();
                     model.insert(tid(number), (list, record));
                 }
                 Step::Vacuum { modulus } => {
@@ -254,7 +269,7 @@ fn a_list_of_very_many_pages_is_read_to_its_end() {
     let (store, meta) = build(Shape::floats(2000, 1), &rows);
     assert_eq!(contents(&store).unwrap().len(), 1100);
     move_insert_block(&store, &meta.directory, 0, 1).unwrap();
-    insert(&store, &meta, 0, tid(2000), &record(&meta, 2000)).unwrap();
+    insert(&store, &meta, 0, tid(2000), &record(&meta, 2000), 0).unwrap();
     assert_eq!(contents(&store).unwrap().len(), 1101);
 }
 
@@ -322,7 +337,15 @@ fn vacuum_makes_room_that_inserts_use() {
         vacuum(&store, &meta, |tid| number(tid).is_multiple_of(2));
         let blocks = store.block_count();
         for number in 200..250 {
-            insert(&store, &meta, 0, tid(number), &record(&meta, number.into())).unwrap();
+            insert(
+                &store,
+                &meta,
+                0,
+                tid(number),
+                &record(&meta, number.into()),
+                0,
+            )
+            .unwrap();
         }
         assert_eq!(store.block_count(), blocks);
         let second = contents(&store).unwrap();
@@ -362,7 +385,7 @@ fn a_scan_that_comes_back_for_a_row_finds_the_slot_free_or_another_row() {
     assert_eq!(row(), (Some(tid(4)), code(4)));
     vacuum(&store, &meta, |dead| dead == tid(4));
     assert_eq!(row().0, None);
-    insert(&store, &meta, 0, tid(9), &record(&meta, 9)).unwrap();
+    insert(&store, &meta, 0, tid(9), &record(&meta, 9), 0).unwrap();
     assert_eq!(row(), (Some(tid(9)), code(9)));
 }
 
@@ -391,7 +414,7 @@ fn damaged_row_pages_are_errors_for_all_who_change_them() {
     ] {
         let (store, _) = build(Shape::of(codes, 2), &rows);
         store.damage(list, at, &name.to_ne_bytes());
-        let result = insert(&store, &meta, 0, tid(90), &record(&meta, 90));
+        let result = insert(&store, &meta, 0, tid(90), &record(&meta, 90), 0);
         assert_eq!(block_of(&result.unwrap_err()), accused, "{name}");
     }
     for (at, name, accused) in [
@@ -417,7 +440,7 @@ fn a_count_of_free_slots_that_is_too_great_is_set_right() {
         let (store, meta) = build(Shape::of(codes, 1), &[(0, 1), (0, 2)]);
         let first = list_entries(&store, &meta.directory, 1).unwrap()[0].first;
         store.damage(first, SPECIAL_START + 18, &2u16.to_ne_bytes());
-        insert(&store, &meta, 0, tid(3), &record(&meta, 3)).unwrap();
+        insert(&store, &meta, 0, tid(3), &record(&meta, 3), 0).unwrap();
         assert_eq!(contents(&store).unwrap().len(), 3);
     }
 }
@@ -435,7 +458,7 @@ fn packed_codes_lie_as_faiss_reads_them() {
             _ => [0, 0],
         };
         let record = [&code[..], &[0; 12]].concat();
-        insert(&store, &meta, 0, tid(slot), &record).unwrap();
+        insert(&store, &meta, 0, tid(slot), &record, 0).unwrap();
     }
     let mut expected = [0; 64];
     for (place, bytes) in [

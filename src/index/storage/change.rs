@@ -69,6 +69,11 @@ impl PageChange for RelationChange<'_> {
         Ok(self.add(buffer, false))
     }
 
+    fn try_lock(&mut self, block: Block) -> Result<Option<usize>, StoreError> {
+        let buffer = self.store.pin(block)?.try_lock_exclusive();
+        Ok(buffer.map(|buffer| self.add(buffer, false)))
+    }
+
     fn extend(&mut self) -> Result<(Block, usize), StoreError> {
         let store = self.store;
         let lock = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;

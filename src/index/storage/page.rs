@@ -72,6 +72,18 @@ impl PinnedBuffer {
         self.lock(pg_sys::BUFFER_LOCK_EXCLUSIVE as i32)
     }
 
+    /// `None` if another has a lock.
+    pub(super) fn try_lock_exclusive(self) -> Option<LockedBuffer> {
+        let buffer = self.0;
+        // SAFETY: the buffer is pinned and this backend has no lock on it.
+        if !unsafe { pg_sys::ConditionalLockBuffer(buffer) } {
+            return None;
+        }
+        // The pin belongs to the locked buffer now.
+        std::mem::forget(self);
+        Some(LockedBuffer(buffer))
+    }
+
     fn lock(self, mode: i32) -> LockedBuffer {
         let buffer = self.0;
         // SAFETY: the buffer is pinned and this backend has no lock on it.

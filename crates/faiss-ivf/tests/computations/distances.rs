@@ -1,7 +1,9 @@
 //! Distances, assignment, codes and normalisation against plain Rust.
 
 use crate::reference::{Random, assert_invalid, distance, nearest};
-use faiss_ivf::{Codec, Metric, assign, distances, extend_from_halves, normalize};
+use faiss_ivf::{
+    CoarseCentroids, Codec, Metric, assign, distances, extend_from_halves, nearest_one, normalize,
+};
 
 const METRICS: [Metric; 2] = [Metric::InnerProduct, Metric::L2];
 const DIMS: [usize; 9] = [1, 2, 3, 7, 8, 100, 384, 768, 2000];
@@ -201,18 +203,24 @@ fn assign_equals_brute_force() {
             let mut random = Random(dim as u64);
             let centroids = random.vectors(clusters, dim);
             let points = random.vectors(n, dim);
+            let coarse = CoarseCentroids::new(metric, dim, &centroids);
             let mut lists = vec![u32::MAX; n];
             assign(metric, dim, &centroids, &points, &mut lists).unwrap();
             for (point, &list) in points.chunks_exact(dim).zip(&lists) {
                 let (_, best) = nearest(metric, dim, &centroids, point);
-                let at = list as usize * dim;
-                let chosen = distance(metric, point, &centroids[at..at + dim]);
-                // Centroids nearer to each other than rounding may swap.
-                let slack = 1e-5 * (dim as f64);
-                assert!(
-                    (chosen - best).abs() <= slack,
-                    "{metric:?} {dim}: list {list} at {chosen} instead of {best}"
-                );
+                for list in [
+                    list as usize,
+                    nearest_one(metric, point, &centroids).unwrap(),
+                    coarse.nearest(point, &centroids).unwrap(),
+                ] {
+                    let chosen = distance(metric, point, &centroids[list * dim..][..dim]);
+                    // Centroids nearer to each other than rounding may swap.
+                    let slack = 1e-5 * (dim as f64);
+                    assert!(
+                        (chosen - best).abs() <= slack,
+                        "{metric:?} {dim}: list {list} at {chosen} instead of {best}"
+                    );
+                }
             }
         }
     }
@@ -231,6 +239,12 @@ fn separated_points_go_to_their_own_centroid() {
         let mut lists = vec![u32::MAX; clusters];
         assign(metric, dim, &centroids, &points, &mut lists).unwrap();
         assert_eq!(lists, expected, "{metric:?}");
+        for (point, list) in points.chunks(dim).zip(&expected) {
+            let found = nearest_one(metric, point, &centroids);
+            assert_eq!(found, Ok(*list as usize), "{metric:?}");
+            let coarse = CoarseCentroids::new(metric, dim, &centroids);
+            assert_eq!(coarse.nearest(point, &centroids), found, "{metric:?}");
+        }
     }
 }
 
@@ -249,6 +263,12 @@ fn points_whose_distances_overflow_get_a_list() {
                 let centroids: Vec<f32> = centroids.iter().map(|x| x * f32::MAX).collect();
                 assign(metric, dim, &centroids, &points, &mut lists).unwrap();
                 assert!(lists.iter().all(|&list| list < 30), "{metric:?}");
+                let coarse = CoarseCentroids::new(metric, dim, &centroids);
+                for point in points.chunks(dim) {
+                    let one = nearest_one(metric, point, &centroids).unwrap();
+                    assert!(one < 30);
+                    assert_eq!(coarse.nearest(point, &centroids), Ok(one));
+                }
             }
         }
     }
@@ -275,6 +295,46 @@ fn bad_arguments_of_assign_are_refused() {
     }
     assert_eq!(lists, [7; 2], "nothing is written after an error");
     assign(metric, 2, &[0.0; 2], &[], &mut []).unwrap();
+    assert_invalid(nearest_one(metric, &[], &[0.0; 4]).map(drop));
+    assert_invalid(nearest_one(metric, &[0.0; 3], &[0.0; 4]).map(drop));
+    assert_eq!(nearest_one(metric, &[0.0; 2], &[]), Ok(0));
+    let coarse = CoarseCentroids::new(metric, 2, &[0.0; 4]);
+    assert_invalid(coarse.nearest(&[0.0; 3], &[0.0; 4]).map(drop));
+    assert_invalid(coarse.nearest(&[0.0; 2], &[0.0; 6]).map(drop));
+    assert_eq!(coarse.nearest(&[1.0; 2], &[0.0; 4]), Ok(0));
+}
+
+#[test]
+fn coarse_centroids_tell_close_ones_apart() {
+    let (dim, clusters) = (100, 200);
+    for (metric, unit) in [
+        (Metric::L2, 1.0),
+        (Metric::InnerProduct, 1.0),
+        (Metric::L2, 1e-15),
+        (Metric::InnerProduct, 1e15),
+    ] {
+        let mut random = Random(7);
+        // All centroids differ from one vector by less than 8 bits can tell.
+        let center = random.vectors(1, dim);
+        let mut centroids = random.vectors(clusters, dim);
+        for centroid in centroids.chunks_exact_mut(dim) {
+            for (x, c) in centroid.iter_mut().zip(&center) {
+                *x = unit * (c + 0.003 * *x);
+            }
+        }
+        let coarse = CoarseCentroids::new(metric, dim, &centroids);
+        for point in random.vectors(100, dim).chunks_exact(dim) {
+            let point: Vec<f32> = point.iter().map(|x| unit * x).collect();
+            let found = coarse.nearest(&point, &centroids).unwrap();
+            let (_, best) = nearest(metric, dim, &centroids, &point);
+            let chosen = distance(metric, &point, &centroids[found * dim..][..dim]);
+            let slack = 1e-5 * f64::from(unit).powi(2) * dim as f64;
+            assert!(
+                (chosen - best).abs() <= slack,
+                "{metric:?} {unit}: {chosen} instead of {best}"
+            );
+        }
+    }
 }
 
 #[test]

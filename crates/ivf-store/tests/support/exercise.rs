@@ -9,7 +9,7 @@ use std::hint::black_box;
 use ivf_store::{
     BLOCK_CODES, Block, FACTORS, ListCursor, ListEntry, ListLayout, ListPage, MemoryStore, Meta,
     PAGE_SIZE, PageBytes, PageChange, PageKind, PageStore, Place, QueryLists, RecallCurve, RowPage,
-    StoreError, insert, list_entries, list_entry, move_insert_block, read_extent, vacuum_page,
+    StoreError, insert, list_entries, move_insert_block, read_extent, vacuum_page,
 };
 
 use super::index::{record, tid};
@@ -74,6 +74,11 @@ impl PageChange for CountedChange<'_> {
     fn lock(&mut self, block: Block) -> Result<usize, StoreError> {
         self.counted.take();
         self.change.lock(block)
+    }
+
+    fn try_lock(&mut self, block: Block) -> Result<Option<usize>, StoreError> {
+        self.counted.take();
+        self.change.try_lock(block)
     }
 
     fn extend(&mut self) -> Result<(Block, usize), StoreError> {
@@ -209,17 +214,20 @@ fn read_row(store: &Counted, layout: ListLayout, list: u32, block: Block, index:
 fn change_lists(store: &Counted, meta: &Meta) {
     // A list that does not exist, too.
     for list in (0..=meta.lists).rev().take(LISTS as usize) {
-        let entry = store.within(1, |store| list_entry(store, &meta.directory, list));
-        assert!(entry.is_err() || list < meta.lists);
-        // The directory entry, the list with the row pages of pages that say that they have
-        // room, the new page with a row page, and the directory entry.
+        // The directory entry, the insert pages, the list, of which pages that say that they
+        // have room are looked at again and with their row pages, the new page with a row
+        // page, and the directory entry.
         let row_pages = meta.layout.row_pages() as u64;
-        let most = store.longest_list() * (1 + row_pages) + 4;
+        let most = store.longest_list() * (2 + row_pages) + 7;
         let record = record(meta, list.into());
-        for row in [2000, 3000] {
-            let _ = store.within(most, |store| {
-                insert(store, meta, list, tid(row + list), &record)
+        for (row, is_busy) in [(2000, false), (3000, true), (4000, false)] {
+            let busy = 0..if is_busy { store.block_count() } else { 0 };
+            busy.for_each(|block| store.store.make_busy(block));
+            let inserted = store.within(most, |store| {
+                insert(store, meta, list, tid(row + list), &record, row)
             });
+            store.store.take_waits();
+            assert!(inserted.is_err() || list < meta.lists);
         }
         let last = store.block_count().saturating_sub(1);
         let _ = store.within(1, |store| {

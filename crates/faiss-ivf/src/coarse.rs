@@ -1,0 +1,194 @@
+//! The nearest centroid of one vector, found by reading a quarter of the centroids' bytes.
+//!
+//! What ranking centroids for a single vector costs is reading them. So each centroid c is
+//! kept a second time as ĉ = s C with integers C of 8 bits, and the vector z becomes
+//! ẑ = t Z with integers Z of 12 bits. Their inner product is known within
+//!
+//!   |⟨z, c⟩ - s t ⟨Z, C⟩| ≤ ‖z‖ ‖c - ĉ‖ + ‖z - ẑ‖ ‖ĉ‖,
+//!
+//! by Cauchy and Schwarz. Only centroids that may be the nearest by these bounds are looked
+//! at in full, which are few, and the one that is found is the nearest.
+
+use crate::coding::squared;
+use crate::error::FaissError;
+use crate::{Metric, distances, ffi, nearest_one};
+
+/// Largest 8-bit number of a centroid and largest number of a vector: the sum of the
+/// products of as many dimensions as there may be is below 2³¹.
+const CODE_LIMIT: f32 = 127.0;
+const VECTOR_LIMIT: f32 = 2047.0;
+const MOST_DIMENSIONS: usize = 8192;
+const _: () = assert!(127 * 2047 * MOST_DIMENSIONS < 1 << 31);
+
+/// Distances of vectors that are shorter do not overflow.
+const LONGEST: f64 = 1e18;
+
+/// What sums of 32-bit floats may be wrong by, relative to the lengths of the vectors.
+const ROUNDING: f64 = 1e-5;
+
+/// Centroids in 8 bits, and how exact they are.
+pub struct CoarseCentroids {
+    metric: Metric,
+    dim: usize,
+    /// `(n, dim)`
+    codes: Vec<i8>,
+    centroids: Vec<Bounds>,
+    /// No centroid is so long that its distances may overflow.
+    fits: bool,
+}
+
+/// Of one centroid.
+struct Bounds {
+    /// s
+    scale: f64,
+    /// ‖c‖²
+    square: f64,
+    /// ‖c - ĉ‖
+    error: f64,
+    /// ‖ĉ‖, and ‖c‖ if that is longer.
+    length: f64,
+}
+
+impl CoarseCentroids {
+    /// Of centroids `(n, dim)`.
+    ///
+    /// # Panics
+    /// If it is not a whole number of vectors, or these have more dimensions than any may.
+    #[must_use]
+    pub fn new(metric: Metric, dim: usize, centroids: &[f32]) -> Self {
+        assert!((1..=MOST_DIMENSIONS).contains(&dim) && centroids.len().is_multiple_of(dim));
+        let mut codes = Vec::with_capacity(centroids.len());
+        let bounds = |centroid: &[f32]| {
+            let begin = codes.len();
+            let scale = quantize(centroid, CODE_LIMIT, |number| codes.push(number as i8));
+            let numbers = codes[begin..].iter().map(|&number| f64::from(number));
+            let (error, coarse) = compare(centroid, scale, numbers);
+            let square = squared(centroid);
+            Bounds {
+                scale,
+                square,
+                error,
+                length: coarse.max(square.sqrt()),
+            }
+        };
+        let centroids: Vec<Bounds> = centroids.chunks_exact(dim).map(bounds).collect();
+        let fits = centroids.iter().all(|bounds| bounds.length < LONGEST);
+        Self {
+            metric,
+            dim,
+            codes,
+            centroids,
+            fits,
+        }
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.codes.len() + self.centroids.len() * size_of::<Bounds>()
+    }
+
+    /// As [`nearest_one`] of the `centroids` that this was made of.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when the lengths do not fit.
+    pub fn nearest(&self, query: &[f32], centroids: &[f32]) -> Result<usize, FaissError> {
+        if query.len() != self.dim || centroids.len() != self.codes.len() {
+            return Err(FaissError::invalid(format!(
+                "{} values are no vector of {} dimensions, or {} no centroids of it",
+                query.len(),
+                self.dim,
+                centroids.len()
+            )));
+        }
+        let Some(candidates) = self.candidates(query) else {
+            return nearest_one(self.metric, query, centroids);
+        };
+        let mut nearest = None;
+        for row in candidates {
+            let mut distance = [0.0];
+            let centroid = &centroids[row * self.dim..][..self.dim];
+            distances(self.metric, query, centroid, &mut distance)?;
+            if nearest.is_none_or(|(_, least)| self.metric.is_nearer(distance[0], least)) {
+                nearest = Some((row, distance[0]));
+            }
+        }
+        Ok(nearest.map_or(0, |(row, _)| row))
+    }
+
+    /// The centroids that may be the nearest; `None` if numbers are too great to tell.
+    fn candidates(&self, query: &[f32]) -> Option<Vec<usize>> {
+        let length = squared(query).sqrt();
+        if !self.fits || length >= LONGEST {
+            return None;
+        }
+        let mut numbers = Vec::with_capacity(self.dim);
+        let scale = quantize(query, VECTOR_LIMIT, |number| numbers.push(number as i16));
+        let (error, _) = compare(query, scale, numbers.iter().map(|&number| number.into()));
+        // Least and greatest key of each: smaller is nearer.
+        let products = self.products(&numbers);
+        let keys: Vec<(f64, f64)> = (products.iter().zip(&self.centroids))
+            .map(|(&product, bounds)| {
+                let product = bounds.scale * scale * f64::from(product);
+                let slack =
+                    length * (bounds.error + ROUNDING * bounds.length) + error * bounds.length;
+                match self.metric {
+                    Metric::InnerProduct => (-product - slack, slack - product),
+                    Metric::L2 => {
+                        let key = bounds.square - 2.0 * product;
+                        let slack = 2.0 * slack + ROUNDING * (bounds.square + length * length);
+                        (key - slack, key + slack)
+                    }
+                }
+            })
+            .collect();
+        let bound = (keys.iter()).fold(f64::INFINITY, |least, key| least.min(key.1));
+        let rows = keys.iter().enumerate();
+        Some(
+            rows.filter(|(_, key)| key.0 <= bound)
+                .map(|(row, _)| row)
+                .collect(),
+        )
+    }
+
+    /// ⟨Z, C⟩ with all centroids.
+    fn products(&self, numbers: &[i16]) -> Vec<i32> {
+        assert_eq!(numbers.len(), self.dim);
+        let mut products = vec![0; self.centroids.len()];
+        // SAFETY: the slices hold dim, n * dim and n numbers, as the shim is told.
+        unsafe {
+            ffi::faiss_ivf_byte_products(
+                self.dim,
+                numbers.as_ptr(),
+                self.codes.as_ptr(),
+                products.len(),
+                products.as_mut_ptr(),
+            );
+        }
+        products
+    }
+}
+
+/// Hands the components as integers between -limit and limit to `put`; returns what one is.
+fn quantize(vector: &[f32], limit: f32, mut put: impl FnMut(f32)) -> f64 {
+    let largest = vector
+        .iter()
+        .fold(0.0f32, |largest, x| largest.max(x.abs()));
+    // Neither 0 nor so small that its reciprocal is infinite.
+    let scale = (largest / limit).max(f32::MIN_POSITIVE);
+    for x in vector {
+        put((x / scale).round_ties_even().clamp(-limit, limit));
+    }
+    f64::from(scale)
+}
+
+/// The distance of a vector from its integers, and their length.
+fn compare(vector: &[f32], scale: f64, numbers: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (mut error, mut length) = (0.0, 0.0);
+    for (&x, number) in vector.iter().zip(numbers) {
+        let coarse = scale * number;
+        error += (f64::from(x) - coarse).powi(2);
+        length += coarse * coarse;
+    }
+    (error.sqrt(), length.sqrt())
+}
