@@ -68,6 +68,7 @@ fn ids(client: &mut Client, query: &str) -> Vec<i32> {
 /// Every row is found by the index, once, in order; and nothing else is.
 fn assert_index_equals_table(client: &mut Client) -> usize {
     let settings = "SET enable_seqscan = off; SET enable_sort = off; SET faiss_ivf.nprobe = 65536;
+                    SET faiss_ivf.target_recall = 1;
                     SET enable_indexscan = on";
     client.batch_execute(settings).unwrap();
     let query = "SELECT id, v <-> sample_vector(7) FROM item ORDER BY v <-> sample_vector(7)";
