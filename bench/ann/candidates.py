@@ -41,7 +41,7 @@ class Indexed:
     def settings(self, value, condition=""):
         """The session's settings for a search."""
         own = self.method.filtering if condition else self.method.session
-        return {**SESSION, **own, self.method.setting: value}
+        return {**SESSION, **own, self.method.setting: self.method.value(value)}
 
     def select(self, query, condition=""):
         where = f" WHERE {condition}" if condition else ""

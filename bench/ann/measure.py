@@ -49,7 +49,7 @@ class Bench:
             results.keep("using", method.name, method.using)
             results.keep("options", method.name, method.options.replace("{lists}", str(self.lists)))
             results.keep("factory", method.name, method.factory)
-            results.keep("varied", method.name, method.setting)
+            results.keep("varied", method.name, method.varied)
 
     def table(self, method):
         return f"item_{method.identifier}" if self.apart else "item"

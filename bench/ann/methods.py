@@ -1,6 +1,7 @@
 """What is compared: index access methods, described in data, and FAISS without a database."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 OPERATORS = {"ip": "<#>", "l2": "<->"}
@@ -16,8 +17,8 @@ class Method:
     """An index access method on pgvector's type.
 
     `options` is what WITH holds; {lists} in it becomes the number of lists.
-    `setting` is what is varied until the recall is reached, from `least` to
-    `most` (None: the number of lists). `session` is set for all searches, and
+    `setting` is what is varied until the recall is reached: to `value` of a whole
+    number from `least` to `most` (None: the number of lists). `session` is set for all searches, and
     `filtering` instead for those that have a WHERE clause. `factory` is the
     string with which in-process FAISS makes the same index, if it can.
     """
@@ -33,6 +34,12 @@ class Method:
     session: dict = field(default_factory=dict)
     filtering: dict = field(default_factory=dict)
     factory: str | None = None
+    value: Callable = int
+
+    @property
+    def varied(self):
+        """The setting, and how its value follows from the number that reports tell."""
+        return self.setting if self.value is int else f"{self.setting} = {self.value.__doc__}"
 
     @property
     def identifier(self):
@@ -50,11 +57,20 @@ class Method:
         return lists if self.most is None else self.most
 
 
+def share(number):
+    """1 - 1/n"""
+    return round(1 - 1 / number, 6)
+
+
 FAISS_IVF = Method(
     "faiss_ivf",
     "faiss_ivf",
-    "faiss_ivf.nprobe",
+    "faiss_ivf.target_recall",
     "lists = {lists}",
+    # A target of 0 would be that of the index.
+    least=2,
+    most=10_000,
+    value=share,
     session={"faiss_ivf.iterative_scan": "off"},
     filtering={"faiss_ivf.iterative_scan": "strict_order"},
     factory="IVF,Flat",
