@@ -121,7 +121,7 @@ impl RelationStore {
     /// Asks the system to read `block`, which will be read soon, if it is in no buffer.
     pub fn prefetch(&self, block: Block) {
         let recent = self.recent.as_ref();
-        if recent.is_some_and(|recent| recent.find(block).is_some()) {
+        if recent.is_some_and(|recent| recent.known(block).is_some()) {
             return;
         }
         if block >= self.known_blocks.get() && block >= self.block_count() {

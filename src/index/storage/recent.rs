@@ -9,6 +9,10 @@ use pgrx::pg_sys;
 /// An index with more pages remembers those that were read last.
 const MOST_REMEMBERED: u32 = 1 << 16;
 
+/// One time in so many a page is looked up all the same: only then does PostgreSQL count
+/// that its buffer is used, and keep it rather than others.
+const LOOKED_UP: u32 = 8;
+
 /// A block and the buffer that it was in.
 type Place = (Block, pg_sys::Buffer);
 
@@ -16,6 +20,8 @@ type Place = (Block, pg_sys::Buffer);
 pub(in crate::index) struct RecentBuffers {
     /// By the last bits of the block's number.
     places: Vec<Cell<Place>>,
+    /// Pages that were wanted.
+    wanted: Cell<u32>,
 }
 
 impl RecentBuffers {
@@ -25,6 +31,7 @@ impl RecentBuffers {
         let none = (0, pg_sys::InvalidBuffer as pg_sys::Buffer);
         Self {
             places: vec![Cell::new(none); count as usize],
+            wanted: Cell::new(0),
         }
     }
 
@@ -37,8 +44,16 @@ impl RecentBuffers {
         &self.places[block as usize & (self.places.len() - 1)]
     }
 
-    /// The buffer that `block` was in.
+    /// The buffer that `block` was in, unless the page is to be looked up.
     pub(super) fn find(&self, block: Block) -> Option<pg_sys::Buffer> {
+        let wanted = self.wanted.get().wrapping_add(1);
+        self.wanted.set(wanted);
+        self.known(block)
+            .filter(|_| !wanted.is_multiple_of(LOOKED_UP))
+    }
+
+    /// The buffer that `block` was in.
+    pub(super) fn known(&self, block: Block) -> Option<pg_sys::Buffer> {
         let (found, buffer) = self.place(block).get();
         let is_known = found == block && buffer != pg_sys::InvalidBuffer as pg_sys::Buffer;
         is_known.then_some(buffer)
