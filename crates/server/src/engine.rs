@@ -1,7 +1,7 @@
 //! What a model thread computes with: one trait over text encoders and
 //! captioners.
 
-use sight_models::{Captioner, GenerationConfig, Prompt, TextEncoder};
+use sight_models::{Captioner, GenerationConfig, GenerationOverrides, Prompt, TextEncoder};
 use sight_protocol::ErrorReply;
 
 use crate::error;
@@ -17,8 +17,16 @@ pub trait Engine: Send + Sync + 'static {
     /// The part of a batch's budget that an input takes: tokens or pictures.
     fn cost(input: &Self::Input) -> usize;
 
+    /// Inputs of that cost, or a single one that costs more, and their options: for
+    /// a batch that shows that the model works, or gets it going.
+    ///
+    /// # Errors
+    /// The model cannot make any.
+    fn samples(&self, cost: usize) -> Result<(Vec<Self::Input>, Self::Options), ErrorReply>;
+
     /// Computes one batch, in input order. `cancelled` says whether the answer
-    /// for an input is still wanted; `None` answers one that is not.
+    /// for an input is still wanted; `None` answers one that is not. It is asked
+    /// again and again where a batch takes many steps: after each that was computed.
     ///
     /// # Errors
     /// An error of the batch; the caller finds out which input is at fault.
@@ -37,6 +45,14 @@ impl Engine for TextEncoder {
 
     fn cost(input: &Self::Input) -> usize {
         input.len()
+    }
+
+    fn samples(&self, cost: usize) -> Result<(Vec<Self::Input>, ()), ErrorReply> {
+        let words = cost.min(self.max_tokens()).max(1);
+        let text = vec!["a"; words].join(" ");
+        let tokens = self.tokenize(&text, None).map_err(error::from_model)?;
+        let count = cost / tokens.len().max(1);
+        Ok((vec![tokens; count.max(1)], ()))
     }
 
     fn compute(
@@ -65,6 +81,22 @@ impl Engine for Captioner {
 
     fn cost(_input: &Self::Input) -> usize {
         1
+    }
+
+    fn samples(&self, cost: usize) -> Result<(Vec<Self::Input>, DescribeOptions), ErrorReply> {
+        let one_token = GenerationOverrides {
+            max_new_tokens: Some(1),
+            min_length: Some(0),
+            min_new_tokens: Some(0),
+            num_beams: Some(1),
+            do_sample: Some(false),
+            ..GenerationOverrides::default()
+        };
+        let options = DescribeOptions {
+            prompts: vec![self.prompt(None).map_err(error::from_model)?],
+            generation: self.generation(&one_token).map_err(error::from_model)?,
+        };
+        Ok((vec![self.blank(); cost.max(1)], options))
     }
 
     fn compute(

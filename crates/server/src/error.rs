@@ -130,6 +130,35 @@ pub fn wrong_task(name: &str, does: ModelTask) -> ErrorReply {
     }
 }
 
+/// A model of `bytes` where all models may take `limit`.
+pub fn model_too_large(bytes: u64, limit: u64) -> ErrorReply {
+    ErrorReply {
+        detail: Some(format!(
+            "It takes {bytes} bytes; all models together may take {limit} bytes."
+        )),
+        hint: Some("The limit is the setting pg_sight.max_model_memory.".into()),
+        ..reply(
+            ErrorCode::OutOfDeviceMemory,
+            "model is too large for the memory of models",
+        )
+    }
+}
+
+/// No room for a model of `bytes` beside those in use, where all may take `limit`.
+pub fn no_room(bytes: u64, limit: u64) -> ErrorReply {
+    ErrorReply {
+        detail: Some(format!(
+            "It takes {bytes} bytes; all models together may take {limit} bytes, \
+             and requests still use others."
+        )),
+        hint: Some("Try again later, or raise pg_sight.max_model_memory.".into()),
+        ..reply(
+            ErrorCode::OutOfDeviceMemory,
+            "no memory is left for the model",
+        )
+    }
+}
+
 pub fn internal(message: impl Into<String>) -> ErrorReply {
     reply(ErrorCode::Internal, message)
 }

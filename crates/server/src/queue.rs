@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use crate::activity::Ticket;
 use crate::engine::Engine;
 use crate::error;
+use crate::statistics::Counters;
 
 /// The outputs of a job, in input order.
 pub type Outputs<E> = Result<Vec<<E as Engine>::Output>, ErrorReply>;
@@ -79,6 +80,11 @@ impl<E: Engine> Entry<E> {
     /// Keeps the output for this input.
     pub fn store(&self, output: E::Output) {
         self.job.store(self.index, output);
+    }
+
+    /// Where it is counted what becomes of its request.
+    pub fn counters(&self) -> &Counters {
+        self.job.ticket.counters()
     }
 
     /// Makes this input's error the answer of its request.
@@ -172,6 +178,7 @@ impl<E: Engine> Queue<E> {
         if let Some(error) = &state.closed {
             return Err(error.clone());
         }
+        ticket.queue();
         state.waiting.push_back(Waiting { job, entries });
         self.changed.notify_one();
         Ok(receiver)
