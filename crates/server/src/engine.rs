@@ -61,7 +61,7 @@ impl Engine for TextEncoder {
         (): &(),
         _cancelled: &dyn Fn(usize) -> bool,
     ) -> Result<Vec<Option<Vec<f32>>>, ErrorReply> {
-        let vectors = self.encode(inputs).map_err(error::from_model)?;
+        let vectors = self.encode(inputs).map_err(error::from_computation)?;
         Ok(vectors.into_iter().map(Some).collect())
     }
 }
@@ -105,7 +105,9 @@ impl Engine for Captioner {
         options: &DescribeOptions,
         cancelled: &dyn Fn(usize) -> bool,
     ) -> Result<Vec<Option<String>>, ErrorReply> {
-        let images = self.encode_images(inputs).map_err(error::from_model)?;
+        let images = self
+            .encode_images(inputs)
+            .map_err(error::from_computation)?;
         let mut answers: Vec<Option<Vec<String>>> = vec![Some(Vec::new()); inputs.len()];
         for prompt in &options.prompts {
             let dropped = |row: usize| answers[row].is_none() || cancelled(row);
@@ -114,7 +116,7 @@ impl Engine for Captioner {
             }
             let captions = self
                 .generate(&images, prompt, &options.generation, &dropped)
-                .map_err(error::from_model)?;
+                .map_err(error::from_computation)?;
             for (answer, caption) in answers.iter_mut().zip(captions) {
                 match (answer.as_mut(), caption) {
                     (Some(parts), Some(caption)) => parts.push(caption.text),

@@ -196,7 +196,7 @@ impl Loader {
             log::info(format_args!(
                 "loading model \"{name}\" from \"{directory}\""
             ));
-            match opened.load(&self.place).map_err(error::from_model) {
+            match opened.load(&self.place).map_err(error::from_computation) {
                 Err(error) if error.code == ErrorCode::OutOfDeviceMemory && room.free_oldest() => {}
                 loaded => break loaded?,
             }
