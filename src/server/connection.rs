@@ -77,7 +77,7 @@ impl Connection {
             if let Some(frame) = self
                 .decoder
                 .next_frame()
-                .map_err(|error| ExchangeError::Failed(error.into()))?
+                .map_err(|error| ExchangeError::Failed(SqlError::of_answer(&error)))?
             {
                 return Ok(frame);
             }
@@ -133,7 +133,7 @@ impl Connection {
             }
         }
         let frame = self.decoder.next_frame();
-        frame.map_err(|error| ExchangeError::Failed(error.into()))
+        frame.map_err(|error| ExchangeError::Failed(SqlError::of_answer(&error)))
     }
 
     /// Process of the server that listened when the connection was made.
