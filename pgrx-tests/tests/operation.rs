@@ -112,6 +112,22 @@ fn a_server_that_is_busy_or_idle_is_left_alone() {
 }
 
 #[test]
+fn a_server_that_is_watched_still_ends_when_it_is_idle() {
+    let cluster = Cluster::with_models_and(&[
+        "pg_sight.watchdog_interval = '100ms'",
+        "pg_sight.idle_timeout = '1s'",
+    ]);
+    let mut client = cluster.client();
+    embeds(&mut client, "x");
+    wait_until("it is stopped", Duration::from_secs(20), || {
+        cluster.model_server(&mut client).is_none()
+    });
+    let failed = "SELECT last_error FROM sight_server_status";
+    let failed: Option<String> = client.query_one(failed, &[]).unwrap().get(0);
+    assert_eq!(failed, None);
+}
+
+#[test]
 fn a_killed_server_is_named_as_the_reason() {
     let cluster = Cluster::with_models();
     embeds(&mut cluster.client(), "x");
