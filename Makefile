@@ -31,7 +31,7 @@ install: ## Build and install into the PostgreSQL of PG_CONFIG (SUDO=sudo where 
 test: ## Run all tests, with their own set-up
 	@scripts/test.sh
 
-soak: ## Crash, write, vacuum and read for a quarter of an hour, and look at the index after each crash
+soak: ## Crash, kill, cancel, write and read for half an hour, and look for rows that are lost or wrong
 	@scripts/soak.sh
 
 lint: ## Check format and lints

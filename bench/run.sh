@@ -4,6 +4,7 @@
 #   bench/run.sh                        all, with their defaults
 #   bench/run.sh embed [OPTION]...      embed.py
 #   bench/run.sh caption [OPTION]...    caption.py
+#   bench/run.sh server [OPTION]...     server.py
 #   bench/run.sh ann [OPTION]...        ann
 #
 # --save writes the report to bench/results-NAME.md too, and that of ann with its
@@ -190,6 +191,17 @@ bench_caption() {
     benchmark caption caption "$PEER_PYTHON" --pictures "$CACHE/bench/pictures" "${OPTIONS[@]}"
 }
 
+bench_server() {
+    get_peer >&2
+    get_random_model blip-base >&2
+    step bench-speed "The model in a process of its own" \
+        cargo build --release --manifest-path "$REPO/Cargo.toml" -p sight-models --example speed >&2
+    "$PYTHON" "$REPO/tools/demo/draw.py" --count 16 "$CACHE/bench/pictures" >&2
+    with_model "$@"
+    benchmark server server "$PYTHON" --wordnet "$WORDNET" --speed "$CARGO_TARGET_DIR/release/examples/speed" \
+        --captioner "$CACHE/bench/models/blip-base" --pictures "$CACHE/bench/pictures" "${OPTIONS[@]}"
+}
+
 # The command that restarts the cluster, quoted for a shell.
 restart_command() {
     local command=("$(bindir)/pg_ctl" -D "$DATA" -w -m fast -l "$SERVER_LOG" restart)
@@ -216,9 +228,9 @@ bench_ann() {
 choose_postgres
 PYTHON=${PG_SIGHT_VENV:-$VENV}/bin/python
 case ${1:-} in
-embed | caption | ann) benchmarks=("$1") && shift ;;
-"" | -*) benchmarks=(embed caption ann) ;;
-*) fail "there is no benchmark \"$1\"; there are embed, caption and ann" ;;
+embed | caption | server | ann) benchmarks=("$1") && shift ;;
+"" | -*) benchmarks=(embed caption server ann) ;;
+*) fail "there is no benchmark \"$1\"; there are embed, caption, server and ann" ;;
 esac
 # Two at a time would disturb each other.
 mkdir -p "$CACHE/bench"

@@ -167,11 +167,15 @@ REVOKE ALL ON FUNCTION sight_server_state() FROM PUBLIC;
 CREATE FUNCTION sight_server_info() RETURNS jsonb
     LANGUAGE sql VOLATILE PARALLEL RESTRICTED SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$
-    SELECT state - 'loaded_models' || pg_catalog.jsonb_build_object('loaded', (
-        SELECT pg_catalog.jsonb_agg(m.name)
-        FROM @extschema@.sight_model m
-        WHERE state -> 'loaded_models' ? m.directory
-    ))
+    SELECT state - 'loaded_models' || pg_catalog.jsonb_build_object(
+        'loaded_models', pg_catalog.jsonb_array_length(state -> 'loaded_models'),
+        'model_memory_bytes', (
+            SELECT pg_catalog.sum((l ->> 'memory_bytes')::bigint)
+            FROM pg_catalog.jsonb_array_elements(state -> 'loaded_models') AS l),
+        'loaded', (
+            SELECT pg_catalog.jsonb_object_agg(m.name, l - 'directory')
+            FROM pg_catalog.jsonb_array_elements(state -> 'loaded_models') AS l
+            JOIN @extschema@.sight_model m ON m.directory = l ->> 'directory'))
     FROM @extschema@.sight_server_state() AS state
 $$;
 
@@ -188,11 +192,16 @@ SELECT
     s.requests,
     s.failed_requests,
     s.queued_requests,
+    s.loaded_models,
+    s.model_memory_bytes,
+    s.cached_embeddings,
+    s.cache_bytes,
     s.restarts,
     s.last_error
 FROM pg_catalog.jsonb_to_record(sight_server_info()) AS s (
     pid integer, state text, version text, device text, dtype text, threads integer, memory_bytes bigint,
     uptime_ms double precision, requests bigint, failed_requests bigint, queued_requests bigint,
+    loaded_models integer, model_memory_bytes bigint, cached_embeddings bigint, cache_bytes bigint,
     restarts integer, last_error text
 );
 COMMENT ON VIEW sight_server_status IS 'the model server of this cluster; one row, also when it does not run';
@@ -209,8 +218,52 @@ SELECT
     m.repository,
     m.commit,
     coalesce(s.loaded ? m.name, false) AS loaded,
+    (s.loaded -> m.name ->> 'memory_bytes')::bigint AS memory_bytes,
+    pg_catalog.clock_timestamp()
+        - (s.loaded -> m.name ->> 'unused_ms')::double precision * interval '1 millisecond' AS last_used,
     m.registered_at
 FROM sight_model m
 CROSS JOIN (SELECT sight_server_info() -> 'loaded' AS loaded) AS s;
-COMMENT ON VIEW sight_models IS 'the registered models and whether the server holds them in memory';
+COMMENT ON VIEW sight_models IS 'the registered models, and which of them the server holds in memory';
 GRANT SELECT ON sight_server_status, sight_models TO PUBLIC;
+
+-- The work of the server by model and task, without starting it.
+CREATE FUNCTION sight_statistics() RETURNS jsonb
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_statistics';
+REVOKE ALL ON FUNCTION sight_statistics() FROM PUBLIC;
+
+CREATE VIEW sight_stats AS
+SELECT
+    s.model,
+    s.task,
+    s.requests,
+    s.failed,
+    s.cancelled,
+    s.rejected,
+    s.items,
+    s.cache_hits,
+    s.batches,
+    s.batch_items,
+    s.largest_batch,
+    s.oom_splits,
+    s.queue_time,
+    s.preprocess_time,
+    s.compute_time,
+    s.loads,
+    s.load_time,
+    pg_catalog.to_timestamp(s.since_ms / 1000) AS stats_reset
+FROM pg_catalog.jsonb_to_recordset(sight_statistics()) AS s (
+    model text, task text, requests bigint, failed bigint, cancelled bigint, rejected bigint, items bigint,
+    cache_hits bigint, batches bigint, batch_items bigint, largest_batch bigint, oom_splits bigint,
+    queue_time double precision, preprocess_time double precision, compute_time double precision,
+    loads bigint, load_time double precision, since_ms double precision
+);
+COMMENT ON VIEW sight_stats IS 'what the model server has done, by model and task; times in milliseconds';
+GRANT EXECUTE ON FUNCTION sight_statistics() TO sight_admin, pg_monitor;
+GRANT SELECT ON sight_stats TO sight_admin, pg_monitor;
+
+CREATE FUNCTION sight_stats_reset() RETURNS void
+    LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_stats_reset';
+COMMENT ON FUNCTION sight_stats_reset() IS 'sets the statistics of the model server to zero';
+REVOKE ALL ON FUNCTION sight_stats_reset() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION sight_stats_reset() TO sight_admin;

@@ -111,6 +111,7 @@ impl From<ErrorReply> for SqlError {
 }
 
 impl From<FrameError> for SqlError {
+    /// The error of a request that is to be sent, or of the message of an answer.
     fn from(error: FrameError) -> Self {
         match error {
             FrameError::TooLarge { .. } => Self::new(
@@ -119,12 +120,19 @@ impl From<FrameError> for SqlError {
             )
             .detail(format!("It would be a {error}."))
             .hint("Pass fewer items in one call."),
-            _ => Self::new(
-                SqlState::PROTOCOL_VIOLATION,
-                "model server broke the protocol",
-            )
-            .detail(format!("The {error}.")),
+            _ => Self::of_answer(&error),
         }
+    }
+}
+
+impl SqlError {
+    /// The error of an answer that is no frame.
+    pub fn of_answer(error: &FrameError) -> Self {
+        Self::new(
+            SqlState::PROTOCOL_VIOLATION,
+            "model server broke the protocol",
+        )
+        .detail(format!("The {error}."))
     }
 }
 

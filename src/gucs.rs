@@ -1,10 +1,12 @@
 //! Settings. None needs a restart of PostgreSQL: those of the server process
 //! take effect with a reload, which restarts that process alone.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_guard, pg_sys};
 use sight_protocol::Limits;
 
 pub static EMBED_MODEL: GucSetting<Option<CString>> =
@@ -33,6 +35,16 @@ pub static IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(600_000);
 pub static MAX_QUEUED_REQUESTS: GucSetting<i32> = GucSetting::<i32>::new(1024);
 pub static MAX_BATCH_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static MAX_BATCH_IMAGES: GucSetting<i32> = GucSetting::<i32>::new(0);
+pub static MAX_QUEUED_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
+pub static MAX_MODEL_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(0);
+pub static EMBED_CACHE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(32 * 1024);
+pub static PRELOAD_MODELS: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c""));
+pub static WARM_UP: GucSetting<bool> = GucSetting::<bool>::new(true);
+pub static METRICS_ADDRESS: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c""));
+static WATCHDOG_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+static WATCHDOG_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(120_000);
 
 /// One setting that is an integer.
 struct Int {
@@ -89,7 +101,10 @@ pub fn define() {
     );
     define_limits();
     define_downloads();
+    define_device();
     define_server();
+    define_memory();
+    define_watch();
     // SAFETY: a NUL-terminated constant; only marks the prefix as ours, so that
     // misspelt settings are errors.
     unsafe {
@@ -186,7 +201,7 @@ fn define_downloads() {
     );
 }
 
-fn define_server() {
+fn define_device() {
     GucRegistry::define_string_guc(
         c"pg_sight.device",
         c"Device of the model server: auto, cpu, cuda or cuda:N.",
@@ -203,64 +218,179 @@ fn define_server() {
         GucContext::Sighup,
         GucFlags::default(),
     );
-    let server = |name, short, long, setting, least, most, unit| {
-        Int {
-            name,
-            short,
-            long,
-            setting,
-            least,
-            most,
-            context: GucContext::Sighup,
-            unit,
-        }
-        .define();
-    };
-    server(
+    server_int(
         c"pg_sight.threads",
         c"Compute threads of the model server.",
         c"0 takes one for each processor core.",
         &THREADS,
-        0,
-        1024,
+        0..=1024,
         GucFlags::default(),
     );
-    server(
+}
+
+/// Defines an integer that is given to the server when it starts.
+fn server_int(
+    name: &'static CStr,
+    short: &'static CStr,
+    long: &'static CStr,
+    setting: &'static GucSetting<i32>,
+    range: RangeInclusive<i32>,
+    unit: GucFlags,
+) {
+    Int {
+        name,
+        short,
+        long,
+        setting,
+        least: *range.start(),
+        most: *range.end(),
+        context: GucContext::Sighup,
+        unit,
+    }
+    .define();
+}
+
+fn define_server() {
+    server_int(
         c"pg_sight.idle_timeout",
         c"Time without a request after which the model server exits and frees its memory.",
         c"0 keeps it running.",
         &IDLE_TIMEOUT,
-        0,
-        i32::MAX,
+        0..=i32::MAX,
         GucFlags::UNIT_MS,
     );
-    server(
+    server_int(
         c"pg_sight.max_queued_requests",
         c"Requests that may wait for the device; one more is refused as overloaded.",
         c"",
         &MAX_QUEUED_REQUESTS,
-        1,
-        1_000_000,
+        1..=1_000_000,
         GucFlags::default(),
     );
-    server(
+    server_int(
         c"pg_sight.max_batch_tokens",
         c"Tokens in one batch of texts.",
         c"A batch is not interrupted. 0 takes what suits the device: 1024 on a CPU, 16384 on a GPU.",
         &MAX_BATCH_TOKENS,
-        0,
-        10_000_000,
+        0..=10_000_000,
         GucFlags::default(),
     );
-    server(
+    server_int(
         c"pg_sight.max_batch_images",
         c"Pictures in one batch.",
         c"0 takes what suits the device: 4 on a CPU, 32 on a GPU.",
         &MAX_BATCH_IMAGES,
-        0,
-        4096,
+        0..=4096,
         GucFlags::default(),
     );
+    GucRegistry::define_string_guc(
+        c"pg_sight.preload_models",
+        c"Directories of models that the server loads when it starts, separated by commas.",
+        c"",
+        &PRELOAD_MODELS,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_bool_guc(
+        c"pg_sight.warm_up",
+        c"Whether a model that is loaded ahead of its use computes a batch at once.",
+        c"The first request then finds all there is to make once, and a lack of memory shows early.",
+        &WARM_UP,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+}
+
+fn define_memory() {
+    server_int(
+        c"pg_sight.max_queued_size",
+        c"Memory of the model server for requests; further ones are received when there is room.",
+        c"",
+        &MAX_QUEUED_SIZE,
+        1..=1024 * 1024,
+        GucFlags::UNIT_MB,
+    );
+    server_int(
+        c"pg_sight.max_model_memory",
+        c"Memory for the weights of all models; those not used for longest make room.",
+        c"0 is no limit.",
+        &MAX_MODEL_MEMORY,
+        0..=i32::MAX,
+        GucFlags::UNIT_MB,
+    );
+    server_int(
+        c"pg_sight.embed_cache_size",
+        c"Memory for embeddings of texts that may come again.",
+        c"0 keeps none.",
+        &EMBED_CACHE_SIZE,
+        0..=i32::MAX,
+        GucFlags::UNIT_KB,
+    );
+}
+
+fn define_watch() {
+    for (name, short, long, setting) in [
+        (
+            c"pg_sight.watchdog_interval",
+            c"Time between two looks whether the models of the server still compute.",
+            c"0 does not look.",
+            &WATCHDOG_INTERVAL,
+        ),
+        (
+            c"pg_sight.watchdog_timeout",
+            c"Time after which a model server that does not get on is ended.",
+            c"A batch, or a step of a description, must not take so long. 0 waits without limit.",
+            &WATCHDOG_TIMEOUT,
+        ),
+    ] {
+        server_int(name, short, long, setting, 0..=i32::MAX, GucFlags::UNIT_MS);
+    }
+    // SAFETY: the hook follows PostgreSQL's protocol for hooks of strings.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            c"pg_sight.metrics_address",
+            c"Loopback address and port at which the model server gives metrics to Prometheus.",
+            c"For example 127.0.0.1:9187; empty gives none. Every user of the host can read them.",
+            &METRICS_ADDRESS,
+            GucContext::Sighup,
+            GucFlags::default(),
+            Some(check_metrics_address),
+            None,
+            None,
+        );
+    }
+}
+
+const NO_LOOPBACK: &CStr =
+    c"It must be an IP address of the loopback interface with a port, such as 127.0.0.1:9187.";
+
+/// Whether the server may listen at an address: at a loopback address and port.
+fn is_loopback(address: &str) -> bool {
+    address
+        .parse::<SocketAddr>()
+        .is_ok_and(|address| address.ip().is_loopback())
+}
+
+/// # Safety
+/// To be called by PostgreSQL, with a pointer to a string that is null or ends.
+#[pg_guard]
+unsafe extern "C-unwind" fn check_metrics_address(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: the caller's promise; PostgreSQL only reads the detail.
+    unsafe {
+        if new.is_null() || (*new).is_null() {
+            return true;
+        }
+        let address = CStr::from_ptr(*new).to_string_lossy();
+        if address.is_empty() || is_loopback(&address) {
+            return true;
+        }
+        pg_sys::GUC_check_errdetail_string = NO_LOOPBACK.as_ptr().cast_mut();
+        false
+    }
 }
 
 /// The value of a string setting; never null with a boot value.
@@ -269,6 +399,30 @@ pub fn string(setting: &'static GucSetting<Option<CString>>) -> String {
         .get()
         .map(|value| value.to_string_lossy().into_owned())
         .unwrap_or_default()
+}
+
+/// The directories of a setting that lists them, separated by commas; quotes hold those
+/// that have commas or spaces themselves.
+///
+/// # Errors
+/// The list ends in the middle of a name, or a name is empty.
+pub fn directories(setting: &'static GucSetting<Option<CString>>) -> Result<Vec<String>, ()> {
+    let value = setting.get().unwrap_or_default();
+    // SAFETY: PostgreSQL cuts a copy of the value in place, and makes a list of strings
+    // in its memory, which are copied.
+    unsafe {
+        let copy = pg_sys::pstrdup(value.as_ptr());
+        let mut list = std::ptr::null_mut();
+        let separator = b',' as c_char;
+        let well_formed = pg_sys::SplitDirectoriesString(copy, separator, &mut list);
+        let names = pgrx::PgList::<c_char>::from_pg(list);
+        let names = names.iter_ptr();
+        let names = names.map(|name| CStr::from_ptr(name).to_string_lossy().into_owned());
+        let names: Vec<String> = names.collect();
+        pg_sys::list_free_deep(list);
+        pg_sys::pfree(copy.cast());
+        if well_formed { Ok(names) } else { Err(()) }
+    }
 }
 
 /// The bounds that apply to a request made now.
@@ -284,11 +438,26 @@ fn kilobytes(setting: &'static GucSetting<i32>) -> u64 {
     setting.get() as u64 * 1024
 }
 
-/// `pg_sight.request_timeout`; `None` waits without limit.
-pub fn request_timeout() -> Option<Duration> {
-    Some(REQUEST_TIMEOUT.get())
+/// A setting in milliseconds, of which 0 is none.
+fn duration(setting: &'static GucSetting<i32>) -> Option<Duration> {
+    Some(setting.get())
         .filter(|ms| *ms > 0)
         .map(|ms| Duration::from_millis(ms as u64))
+}
+
+/// `pg_sight.request_timeout`; `None` waits without limit.
+pub fn request_timeout() -> Option<Duration> {
+    duration(&REQUEST_TIMEOUT)
+}
+
+/// `pg_sight.watchdog_interval`; `None` does not look.
+pub fn watchdog_interval() -> Option<Duration> {
+    duration(&WATCHDOG_INTERVAL)
+}
+
+/// `pg_sight.watchdog_timeout`; `None` waits without limit.
+pub fn watchdog_timeout() -> Option<Duration> {
+    duration(&WATCHDOG_TIMEOUT)
 }
 
 /// `pg_sight.start_timeout`.

@@ -204,7 +204,9 @@ fn a_model_without_a_name_leaves_the_servers_memory() {
         .collect();
     let register = "SELECT sight_model_register($1, $2)";
     let loaded = |client: &mut Client, directory: &str| -> bool {
-        let query = "SELECT sight_server_state() -> 'loaded_models' ? $1";
+        let query = "SELECT EXISTS (
+            SELECT FROM jsonb_array_elements(sight_server_state() -> 'loaded_models') AS l
+            WHERE l ->> 'directory' = $1)";
         client.query_one(query, &[&directory]).unwrap().get(0)
     };
     client.execute(register, &[&"one", &copies[0]]).unwrap();

@@ -19,6 +19,8 @@ use crate::gucs;
 const RETRY: Duration = Duration::from_millis(10);
 /// Time that PostgreSQL gets to start a supervisor before it is asked again.
 const SUPERVISOR_START: Duration = Duration::from_secs(5);
+/// Longest wait for the reason of a server's end.
+const REASON: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// The connection kept between requests. It is taken out while a request
@@ -57,7 +59,7 @@ pub fn request_watched(
         let answer = match exchanged {
             Ok(answer) => answer,
             Err(ExchangeError::Failed(error)) => return Err(error),
-            Err(ExchangeError::Lost(detail)) => return Err(lost(&detail)),
+            Err(ExchangeError::Lost(detail)) => return Err(lost(&connection, &detail)),
             Err(ExchangeError::NotTaken) if Instant::now() < start_deadline => {
                 wait(Until::Elapsed, Some(start_deadline), RETRY);
                 continue;
@@ -211,11 +213,31 @@ fn with_last_error(error: SqlError) -> SqlError {
     }
 }
 
-fn lost(detail: &str) -> SqlError {
+/// The error of a request whose server is gone, with the reason if that is known soon.
+fn lost(connection: &Connection, detail: &str) -> SqlError {
+    let reason = reason_of_end(connection.server_pid());
+    let detail = match reason {
+        Some(reason) => format!("{detail} Reason: {reason}"),
+        None => detail.to_owned(),
+    };
     SqlError::new(
         SqlState::SERVER_LOST,
         "model server was lost while it worked on the request",
     )
-    .detail(detail.to_owned())
+    .detail(detail)
     .hint("It is started again by the next call.")
+}
+
+/// What the supervisor says of the end of a server, which it learns a moment after us.
+fn reason_of_end(server: Option<u32>) -> Option<String> {
+    let deadline = Instant::now() + REASON;
+    loop {
+        let state = files::read_state()?;
+        if state.pid != server {
+            return state.last_error;
+        }
+        if wait(Until::Elapsed, Some(deadline), RETRY) == Woken::TimedOut {
+            return None;
+        }
+    }
 }

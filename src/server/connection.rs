@@ -14,6 +14,8 @@ use crate::error::{SqlError, SqlState};
 
 /// Between looks while waiting on a socket; the wait itself ends with the event.
 const PAUSE: Duration = Duration::from_secs(60);
+/// For sending a small request, which a socket's buffer holds.
+const ASK: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 64 * 1024;
 
 pub struct Connection {
@@ -75,7 +77,7 @@ impl Connection {
             if let Some(frame) = self
                 .decoder
                 .next_frame()
-                .map_err(|error| ExchangeError::Failed(error.into()))?
+                .map_err(|error| ExchangeError::Failed(SqlError::of_answer(&error)))?
             {
                 return Ok(frame);
             }
@@ -105,6 +107,54 @@ impl Connection {
             pgrx::check_for_interrupts!();
         }
         Ok(true)
+    }
+
+    /// Sends a small request whose answer [`Connection::poll`] looks for.
+    pub fn ask(&mut self, request: &Bytes) -> Result<(), ExchangeError> {
+        let deadline = Some(Instant::now() + ASK);
+        if self.send(request, deadline)? {
+            Ok(())
+        } else {
+            Err(ExchangeError::NotTaken)
+        }
+    }
+
+    /// The answer, if it has arrived. Does not wait.
+    pub fn poll(&mut self) -> Result<Option<Frame>, ExchangeError> {
+        let mut buffer = [0u8; 4096];
+        match self.socket.read(&mut buffer) {
+            Ok(0) => return Err(ExchangeError::Lost("The connection was closed.".into())),
+            Ok(count) => self.decoder.push(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let text = format!("The connection failed: {error}.");
+                return Err(ExchangeError::Lost(text));
+            }
+        }
+        let frame = self.decoder.next_frame();
+        frame.map_err(|error| ExchangeError::Failed(SqlError::of_answer(&error)))
+    }
+
+    /// Process of the server that listened when the connection was made.
+    pub fn server_pid(&self) -> Option<u32> {
+        let mut peer = libc::ucred {
+            pid: 0,
+            uid: 0,
+            gid: 0,
+        };
+        let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+        // SAFETY: the socket is open; the buffer has the length that is passed.
+        let got = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERCRED,
+                (&raw mut peer).cast(),
+                &raw mut length,
+            )
+        };
+        u32::try_from(peer.pid).ok().filter(|_| got == 0)
     }
 
     /// Takes in what has arrived; waits for more, at most for `pause`, if nothing has.

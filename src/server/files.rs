@@ -12,6 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use sight_protocol::Statistics;
 
 pub const RUN_DIRECTORY: &str = "base/pgsql_tmp_pg_sight";
 pub const SOCKET: &str = "base/pgsql_tmp_pg_sight/server.sock";
@@ -21,6 +22,8 @@ pub const SERVER_LOCK: &str = "base/pgsql_tmp_pg_sight/server.lock";
 const SUPERVISOR_LOCK: &str = "base/pgsql_tmp_pg_sight/supervisor.lock";
 /// Locked by the backend that is having a supervisor started.
 const START_LOCK: &str = "base/pgsql_tmp_pg_sight/start.lock";
+/// Where the server keeps its statistics while it does not run.
+pub const STATISTICS: &str = "base/pgsql_tmp_pg_sight/statistics.json";
 const STATE: &str = "base/pgsql_tmp_pg_sight/state.json";
 const STATE_NEW: &str = "base/pgsql_tmp_pg_sight/state.json.new";
 
@@ -84,6 +87,19 @@ pub fn write_state(state: &SupervisorState) -> io::Result<()> {
 /// The last state written, which is stale when no supervisor runs.
 pub fn read_state() -> Option<SupervisorState> {
     serde_json::from_slice(&std::fs::read(STATE).ok()?).ok()
+}
+
+/// The statistics that the last server left; `None` where there are none.
+pub fn read_statistics() -> Option<Statistics> {
+    serde_json::from_slice(&std::fs::read(STATISTICS).ok()?).ok()
+}
+
+/// Forgets the statistics that the last server left.
+pub fn remove_statistics() -> io::Result<()> {
+    match std::fs::remove_file(STATISTICS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }
 
 fn whole_file(kind: i32) -> libc::flock {

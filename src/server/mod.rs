@@ -8,5 +8,6 @@ pub mod files;
 mod process;
 pub mod supervisor;
 mod wait;
+mod watchdog;
 
 pub use connection::Watch;

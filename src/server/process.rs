@@ -20,6 +20,8 @@ use super::wait::{Until, wait};
 const PROGRAM: &str = "pg_sight_server";
 /// A log line is cut here, so that a server gone wild cannot fill our memory.
 const LONGEST_LINE_BYTES: usize = 64 * 1024;
+/// How long a killed server may take to end.
+const KILL_WAIT: Duration = Duration::from_secs(5);
 /// The line with which the server says that it listens.
 const READY: &str = "ready";
 
@@ -194,8 +196,17 @@ impl ServerProcess {
                 Event::Ready | Event::Error(_) | Event::Nothing => {}
             }
         }
+        self.kill();
+    }
+
+    /// Kills the server. One that the kernel cannot end, because a driver holds it, is
+    /// not waited for for ever: its lock keeps others from starting, and they say so.
+    pub fn kill(&mut self) {
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let until = Instant::now() + KILL_WAIT;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -203,8 +214,7 @@ impl Drop for ServerProcess {
     /// Reached with a live child only when an error unwinds the supervisor.
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            self.kill();
         }
     }
 }

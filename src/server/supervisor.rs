@@ -15,6 +15,7 @@ use sight_protocol::ServerConfig;
 
 use super::files::{self, ServerState, SupervisorState};
 use super::process::{Event, ServerProcess};
+use super::watchdog::Watchdog;
 use crate::error::{SqlError, SqlState};
 use crate::gucs;
 
@@ -130,14 +131,33 @@ fn configuration() -> ServerConfig {
     ServerConfig {
         socket: files::SOCKET.into(),
         lock_file: files::SERVER_LOCK.into(),
+        statistics_file: files::STATISTICS.into(),
         device: gucs::string(&gucs::DEVICE),
         dtype: gucs::string(&gucs::DTYPE),
         threads: gucs::THREADS.get() as u32,
         idle_timeout_ms: gucs::IDLE_TIMEOUT.get() as u64,
         max_queued_requests: gucs::MAX_QUEUED_REQUESTS.get() as u32,
+        max_queued_bytes: megabytes(gucs::MAX_QUEUED_SIZE.get()),
         max_batch_tokens: gucs::MAX_BATCH_TOKENS.get() as u32,
         max_batch_images: gucs::MAX_BATCH_IMAGES.get() as u32,
+        max_model_bytes: megabytes(gucs::MAX_MODEL_MEMORY.get()),
+        embed_cache_bytes: gucs::EMBED_CACHE_SIZE.get() as u64 * 1024,
+        preload_models: preload_models(),
+        warm_up: gucs::WARM_UP.get(),
+        metrics_address: Some(gucs::string(&gucs::METRICS_ADDRESS))
+            .filter(|address| !address.is_empty()),
     }
+}
+
+fn megabytes(setting: i32) -> u64 {
+    setting as u64 * 1024 * 1024
+}
+
+fn preload_models() -> Vec<String> {
+    gucs::directories(&gucs::PRELOAD_MODELS).unwrap_or_else(|()| {
+        pgrx::warning!("pg_sight.preload_models is no list of directories: no model is preloaded");
+        Vec::new()
+    })
 }
 
 /// How one run of the server ended.
@@ -212,9 +232,13 @@ impl Supervisor {
             Err(reason) => return Ended::Failed(reason),
         };
         self.publish(ServerState::Starting, Some(server.pid()));
+        let mut watchdog = match Watchdog::new() {
+            Ok(watchdog) => watchdog,
+            Err(error) => return Ended::Failed(error.to_string()),
+        };
         let mut last_error = None;
         loop {
-            match server.next_event(PAUSE) {
+            match server.next_event(PAUSE.min(watchdog.pause())) {
                 Event::Ready => self.publish(ServerState::Running, Some(server.pid())),
                 Event::Error(text) => last_error = Some(text),
                 Event::Nothing => {}
@@ -226,6 +250,13 @@ impl Supervisor {
                 return Ended::Shutdown;
             }
             reload_if_requested();
+            if let Some(reason) = watchdog.look() {
+                // Told first: those whose requests it has learn of its end at once.
+                self.state.last_error = Some(reason.clone());
+                self.publish(ServerState::Restarting, None);
+                server.kill();
+                return Ended::Failed(reason);
+            }
             if self::configuration() != configuration {
                 pgrx::log!("pg_sight server restarts with changed settings");
                 server.stop(STOP_GRACE);

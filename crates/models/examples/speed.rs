@@ -1,14 +1,17 @@
 //! Speed of a model in this process, without server and database.
 //!
 //!     speed MODEL_DIRECTORY TEXTS.txt           texts, one a line
+//!     speed MODEL_DIRECTORY TEXTS.txt turns     a round for each line of standard input
 //!     speed MODEL_DIRECTORY PICTURE BEAMS       the picture, described over and over
 //!
 //! Texts are sorted by length and computed in batches of 1024 tokens, as the
-//! server does on a CPU. `RAYON_NUM_THREADS` sets the number of threads.
+//! server does on a CPU. `RAYON_NUM_THREADS` sets the number of threads. With `turns`
+//! a round tokenizes, too, and prints its seconds: the peer of `bench/server.py`.
 
 use std::env;
 use std::error::Error;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::Instant;
 
@@ -23,14 +26,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();
     let [directory, input, rest @ ..] = args.as_slice() else {
         return Err(
-            "usage: speed MODEL_DIRECTORY TEXTS | speed MODEL_DIRECTORY PICTURE BEAMS".into(),
+            "usage: speed MODEL_DIRECTORY TEXTS [turns] | speed MODEL_DIRECTORY PICTURE BEAMS"
+                .into(),
         );
     };
     let start = Instant::now();
     let model = load(Path::new(directory), &Placement::default())?;
     println!("load {:.2} s", start.elapsed().as_secs_f64());
     match model {
-        Model::Encoder(encoder) => embed(&encoder, &fs::read_to_string(input)?),
+        Model::Encoder(encoder) => {
+            let texts = fs::read_to_string(input)?;
+            if rest.first().is_some_and(|word| word == "turns") {
+                take_turns(&encoder, &texts)
+            } else {
+                embed(&encoder, &texts)
+            }
+        }
         Model::Captioner(captioner) => {
             let beams = rest.first().map_or(Ok(1), |beams| beams.parse())?;
             describe(&captioner, &fs::read(input)?, beams)
@@ -38,36 +49,56 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
+/// Does the work once for each line of standard input, and prints the seconds.
+fn take_turns(encoder: &TextEncoder, texts: &str) -> Result<(), Box<dyn Error>> {
+    for line in io::stdin().lines() {
+        line?;
+        let start = Instant::now();
+        compute(encoder, &tokenize(encoder, texts)?)?;
+        println!("{:.6}", start.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+fn tokenize(encoder: &TextEncoder, texts: &str) -> Result<Vec<Tokens>, Box<dyn Error>> {
+    let tokens = texts.lines().map(|text| encoder.tokenize(text, None));
+    Ok(tokens.collect::<Result<_, _>>()?)
+}
+
+/// Computes texts in the order of their lengths.
+fn compute(encoder: &TextEncoder, tokens: &[Tokens]) -> Result<(), Box<dyn Error>> {
+    let mut sorted: Vec<&Tokens> = tokens.iter().collect();
+    sorted.sort_by_key(|tokens| tokens.len());
+    let mut rest = sorted.as_slice();
+    while !rest.is_empty() {
+        let longest = rest[0].len();
+        let mut taken = (BATCH_TOKENS / longest).clamp(1, rest.len());
+        while taken > 1 && rest[..taken].iter().map(|text| text.len()).sum::<usize>() > BATCH_TOKENS
+        {
+            taken -= 1;
+        }
+        let (batch, after) = rest.split_at(taken);
+        rest = after;
+        encoder.encode(batch)?;
+    }
+    Ok(())
+}
+
 fn embed(encoder: &TextEncoder, texts: &str) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
-    let mut tokens = texts
-        .lines()
-        .map(|text| encoder.tokenize(text, None))
-        .collect::<Result<Vec<_>, _>>()?;
+    let tokens = tokenize(encoder, texts)?;
     let count = tokens.len() as f64;
     println!(
         "tokenize {:.0} texts/s",
         count / start.elapsed().as_secs_f64()
     );
-    let alone: Vec<Tokens> = tokens.iter().take(100).cloned().collect();
-    tokens.sort_by_key(Tokens::len);
     for _ in 0..ROUNDS {
         let start = Instant::now();
-        let mut rest = tokens.as_slice();
-        while !rest.is_empty() {
-            let longest = rest[0].len();
-            let mut taken = (BATCH_TOKENS / longest).clamp(1, rest.len());
-            while taken > 1 && rest[..taken].iter().map(Tokens::len).sum::<usize>() > BATCH_TOKENS {
-                taken -= 1;
-            }
-            let (batch, after) = rest.split_at(taken);
-            rest = after;
-            encoder.encode(&batch.iter().collect::<Vec<_>>())?;
-        }
+        compute(encoder, &tokens)?;
         println!("{:.1} texts/s", count / start.elapsed().as_secs_f64());
     }
     let mut times = Vec::new();
-    for tokens in &alone {
+    for tokens in tokens.iter().take(100) {
         let start = Instant::now();
         encoder.encode(&[tokens])?;
         times.push(start.elapsed().as_secs_f64() * 1000.0);

@@ -2,7 +2,7 @@
 //! Face. Nothing here knows of PostgreSQL or of the wire protocol.
 //!
 //! [`inspect`] says what a directory holds and whether it is whole, [`load`] gives
-//! a [`TextEncoder`] or a [`Captioner`]. Their numbers are those of
+//! a [`TextEncoder`] or a [`Captioner`]; [`open`] is what both begin with. Their numbers are those of
 //! sentence-transformers and transformers: the tests compare them.
 #![forbid(unsafe_code)]
 
@@ -31,5 +31,7 @@ pub use device::{Placement, set_threads};
 pub use error::{ErrorKind, ModelError};
 pub use generation::{EarlyStopping, GenerationConfig, GenerationOverrides};
 pub use image::{ImageLimits, ImageProcessor, Picture, Pixels};
-pub use load::{Architecture, Model, ModelSummary, Task, inspect, load, revision};
+pub use load::{
+    Architecture, Model, ModelSummary, OpenedModel, Task, inspect, load, open, revision,
+};
 pub use text_encoder::{TextEncoder, Tokens};

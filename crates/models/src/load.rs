@@ -121,14 +121,14 @@ impl Plan {
 }
 
 /// A model's files, read and checked but for the weights.
-struct Opened {
+pub struct OpenedModel {
     directory: ModelDirectory,
     architecture: Architecture,
     plan: Plan,
     checkpoint: Checkpoint,
 }
 
-impl Opened {
+impl OpenedModel {
     fn new(directory: &Path) -> Result<Self, ModelError> {
         let directory = ModelDirectory::open(directory)?;
         let architecture = Architecture::read(&directory)?;
@@ -142,6 +142,47 @@ impl Opened {
             checkpoint,
         })
     }
+
+    /// Elements of all weights.
+    fn parameters(&self) -> u64 {
+        let further = match &self.plan {
+            Plan::Encoder(plan) => plan.further_parameters(),
+            Plan::Captioner(_) => 0,
+        };
+        self.checkpoint.parameters() + further
+    }
+
+    /// What is known of the model.
+    ///
+    /// Errors: [`ErrorKind::ModelMissing`](crate::ErrorKind::ModelMissing).
+    pub fn summary(&self) -> Result<ModelSummary, ModelError> {
+        let (task, dimensions) = match &self.plan {
+            Plan::Encoder(plan) => (Task::Embed, Some(plan.dimensions())),
+            Plan::Captioner(_) => (Task::Describe, None),
+        };
+        Ok(ModelSummary {
+            task,
+            architecture: self.architecture,
+            dimensions,
+            parameters: self.parameters(),
+            revision: self.directory.revision()?,
+        })
+    }
+
+    /// The memory that its weights take where they are used, in bytes.
+    pub fn memory_bytes(&self, place: &Placement) -> u64 {
+        self.parameters() * place.dtype.size_in_bytes() as u64
+    }
+
+    /// Reads the weights. Errors as [`open`], and
+    /// [`ErrorKind::OutOfDeviceMemory`](crate::ErrorKind::OutOfDeviceMemory).
+    pub fn load(self, place: &Placement) -> Result<Model, ModelError> {
+        let checkpoint = &self.checkpoint;
+        Ok(match self.plan {
+            Plan::Encoder(plan) => Model::Encoder(TextEncoder::read(plan, checkpoint, place)?),
+            Plan::Captioner(plan) => Model::Captioner(Captioner::read(plan, checkpoint, place)?),
+        })
+    }
 }
 
 /// Reads the configuration and checks that all files are present and whole and
@@ -151,23 +192,13 @@ impl Opened {
 /// directory or a file, [`ErrorKind::ModelInvalid`](crate::ErrorKind::ModelInvalid)
 /// for damage, [`ErrorKind::NotSupported`](crate::ErrorKind::NotSupported) for
 /// models of other kinds.
+pub fn open(directory: &Path) -> Result<OpenedModel, ModelError> {
+    OpenedModel::new(directory)
+}
+
+/// What a directory holds. Errors as [`open`].
 pub fn inspect(directory: &Path) -> Result<ModelSummary, ModelError> {
-    let opened = Opened::new(directory)?;
-    let (task, dimensions, further) = match &opened.plan {
-        Plan::Encoder(plan) => (
-            Task::Embed,
-            Some(plan.dimensions()),
-            plan.further_parameters(),
-        ),
-        Plan::Captioner(_) => (Task::Describe, None, 0),
-    };
-    Ok(ModelSummary {
-        task,
-        architecture: opened.architecture,
-        dimensions,
-        parameters: opened.checkpoint.parameters() + further,
-        revision: opened.directory.revision()?,
-    })
+    open(directory)?.summary()
 }
 
 /// The revision of a model's files as they are now, as in
@@ -178,13 +209,7 @@ pub fn revision(directory: &Path) -> Result<String, ModelError> {
     ModelDirectory::open(directory)?.revision()
 }
 
-/// Loads a model to where it is used. Errors as [`inspect`].
+/// Loads a model to where it is used. Errors as [`open`].
 pub fn load(directory: &Path, place: &Placement) -> Result<Model, ModelError> {
-    let Opened {
-        plan, checkpoint, ..
-    } = Opened::new(directory)?;
-    Ok(match plan {
-        Plan::Encoder(plan) => Model::Encoder(TextEncoder::read(plan, &checkpoint, place)?),
-        Plan::Captioner(plan) => Model::Captioner(Captioner::read(plan, &checkpoint, place)?),
-    })
+    open(directory)?.load(place)
 }

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 /// Version of the messages. Both ends come from one build; a difference means
 /// that a server of another release is still running.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// The largest frame either end accepts, in bytes, without the length field.
 /// One below 1 GiB, PostgreSQL's own limit for a single value.
@@ -103,16 +103,22 @@ impl FrameDecoder {
         self.buffer.is_empty()
     }
 
+    /// Length of the frame that is arriving, in bytes without the length field;
+    /// `None` until it has arrived.
+    pub fn frame_bytes(&self) -> Option<usize> {
+        let length = self.buffer.first_chunk::<LENGTH_BYTES>()?;
+        Some(u32::from_le_bytes(*length) as usize)
+    }
+
     /// Takes the next complete frame, or `None` when more bytes are needed.
     ///
     /// # Errors
     /// Any [`FrameError`] but `Message`; lengths are checked before anything
     /// is allocated for them.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        let Some(length) = self.buffer.first_chunk::<LENGTH_BYTES>() else {
+        let Some(length) = self.frame_bytes() else {
             return Ok(None);
         };
-        let length = u32::from_le_bytes(*length) as usize;
         if length > MAX_FRAME_BYTES {
             return Err(FrameError::TooLarge { length });
         }

@@ -11,11 +11,13 @@
 mod frame;
 mod message;
 mod options;
+mod state;
 
 pub use frame::{Frame, FrameDecoder, FrameError, MAX_FRAME_BYTES, PROTOCOL_VERSION, encode};
 pub use message::{
     Architecture, EmbeddingBatch, ErrorCode, ErrorReply, Limits, ModelInfo, ModelRef, ModelTask,
-    PullPhase, PullProgress, PullRequest, PulledModel, Request, Response, ServerConfig,
-    ServerStatus, embeddings_body, parse_embeddings,
+    PullPhase, PullProgress, PullRequest, PulledModel, Request, Response, embeddings_body,
+    parse_embeddings,
 };
 pub use options::{EarlyStopping, GenerationOptions, OptionsError};
+pub use state::{Counter, LoadedModel, ModelStatistics, ServerConfig, ServerStatus, Statistics};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FrameError, GenerationOptions};
+use crate::{FrameError, GenerationOptions, ServerStatus, Statistics};
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,6 +40,14 @@ pub enum Request {
     Pull(PullRequest),
     /// How far the running downloads are. Answered by [`Response::Pulls`].
     Pulls,
+    /// Sees whether the loaded models still compute: each that is not at work on
+    /// requests makes a forward pass. Answered by [`Response::Done`], or not at all
+    /// where one hangs.
+    Probe,
+    /// Answered by [`Response::Statistics`].
+    Statistics,
+    /// Sets all statistics to zero. Answered by [`Response::Done`].
+    ResetStatistics,
 }
 
 /// A download from a hub. What is `None` comes from the server's environment, from
@@ -92,6 +100,7 @@ pub enum Response {
     Error(ErrorReply),
     Pulled(PulledModel),
     Pulls(Vec<PullProgress>),
+    Statistics(Statistics),
 }
 
 /// A model in the hub's cache.
@@ -200,7 +209,7 @@ pub enum ErrorCode {
 }
 
 /// What a model does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelTask {
     Embed,
@@ -256,55 +265,6 @@ pub struct ModelInfo {
     /// Identity of the model's files (sizes and modification times), which
     /// changes when they do.
     pub revision: String,
-}
-
-/// State of a running server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerStatus {
-    pub pid: u32,
-    pub version: String,
-    /// `cpu` or `cuda:0`.
-    pub device: String,
-    /// `float32`, `float16` or `bfloat16`.
-    pub dtype: String,
-    /// Compute threads.
-    pub threads: u32,
-    /// Resident memory of the process, in bytes.
-    pub memory_bytes: u64,
-    pub uptime_ms: u64,
-    pub requests: u64,
-    pub failed_requests: u64,
-    /// Requests that wait for the device.
-    pub queued_requests: u64,
-    /// Directories of the loaded models.
-    pub loaded_models: Vec<String>,
-}
-
-/// What the supervisor hands to the server when it starts it, as JSON on its
-/// standard input. Sizes in bytes, times in milliseconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerConfig {
-    /// Path of the socket, relative to the data directory, in which the server
-    /// is started.
-    pub socket: String,
-    /// File whose lock the server holds as long as it lives.
-    pub lock_file: String,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`.
-    pub device: String,
-    /// Numbers that models compute with: `auto`, `float32`, `float16` or
-    /// `bfloat16`.
-    pub dtype: String,
-    /// Compute threads; 0 takes one for each physical core.
-    pub threads: u32,
-    /// Without a request for so long the server exits; 0 never.
-    pub idle_timeout_ms: u64,
-    /// Requests that may wait; one more is refused as overloaded.
-    pub max_queued_requests: u32,
-    /// Tokens in one batch of texts, padding not counted; 0 takes what suits
-    /// the device.
-    pub max_batch_tokens: u32,
-    /// Pictures in one batch; 0 takes what suits the device.
-    pub max_batch_images: u32,
 }
 
 /// The body of [`Response::Embeddings`].

@@ -1,15 +1,16 @@
 //! What the server is doing: requests in work, requests that wait for the
 //! device, counters, and the call to shut down.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use sight_protocol::ErrorReply;
+use sight_protocol::{Counter, ErrorReply};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error;
+use crate::statistics::Counters;
 
 /// Requests in work, and since when there are so many.
 #[derive(Debug, Clone, Copy)]
@@ -62,27 +63,30 @@ impl Activity {
         });
     }
 
-    /// Takes a place among the requests that wait for the device.
+    /// Takes a place among the requests that wait for the device. What becomes of
+    /// the request is counted by `counters`.
     ///
     /// # Errors
     /// Overloaded, when all places are taken.
-    pub fn admit(self: &Arc<Self>) -> Result<Arc<Ticket>, ErrorReply> {
+    pub fn admit(self: &Arc<Self>, counters: &Arc<Counters>) -> Result<Arc<Ticket>, ErrorReply> {
         self.waiting
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
                 (waiting < self.max_waiting).then_some(waiting + 1)
             })
             .map_err(error::overloaded)?;
-        Ok(self.ticket(true))
+        Ok(self.ticket(true, Arc::clone(counters)))
     }
 
-    /// A ticket for a request that does not need the device.
+    /// A ticket for what takes no place and is not counted.
     pub fn pass(self: &Arc<Self>) -> Arc<Ticket> {
-        self.ticket(false)
+        self.ticket(false, Arc::default())
     }
 
-    fn ticket(self: &Arc<Self>, waits: bool) -> Arc<Ticket> {
+    fn ticket(self: &Arc<Self>, waits: bool, counters: Arc<Counters>) -> Arc<Ticket> {
         Arc::new(Ticket {
             activity: Arc::clone(self),
+            counters,
+            queued: OnceLock::new(),
             waits: AtomicBool::new(waits),
             started: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
@@ -160,6 +164,9 @@ impl Drop for WorkGuard {
 #[derive(Debug)]
 pub struct Ticket {
     activity: Arc<Activity>,
+    counters: Arc<Counters>,
+    /// When its first inputs were ready for the device.
+    queued: OnceLock<Instant>,
     /// It takes one of the places for waiting requests.
     waits: AtomicBool,
     /// Some of it has been computed.
@@ -168,9 +175,23 @@ pub struct Ticket {
 }
 
 impl Ticket {
+    /// Where it is counted what becomes of the request.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Inputs of it are ready for the device.
+    pub fn queue(&self) {
+        self.queued.get_or_init(Instant::now);
+    }
+
     /// The device begins with it: it waits no longer.
     pub fn start(&self) {
-        self.started.store(true, Ordering::Release);
+        if !self.started.swap(true, Ordering::AcqRel)
+            && let Some(queued) = self.queued.get()
+        {
+            self.counters.add_time(Counter::QueueTime, queued.elapsed());
+        }
         self.leave_queue();
     }
 
@@ -225,16 +246,17 @@ mod tests {
     #[test]
     fn only_so_many_requests_wait() {
         let activity = Arc::new(Activity::new(2));
-        let first = activity.admit().unwrap();
-        let second = activity.admit().unwrap();
-        let error = activity.admit().unwrap_err();
+        let admit = || activity.admit(&Arc::default());
+        let first = admit().unwrap();
+        let second = admit().unwrap();
+        let error = admit().unwrap_err();
         assert_eq!(error.code, ErrorCode::Overloaded);
         assert_eq!(activity.waiting(), 2);
 
         first.start();
         first.start();
         assert_eq!(activity.waiting(), 1);
-        let third = activity.admit().unwrap();
+        let third = admit().unwrap();
         drop(activity.pass());
         second.cancel();
         drop(second);

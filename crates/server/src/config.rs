@@ -43,7 +43,11 @@ pub fn read(input: &mut impl BufRead) -> Result<ServerConfig, ConfigError> {
             must: "at least 1",
         });
     }
-    for (field, value) in [("socket", &config.socket), ("lock_file", &config.lock_file)] {
+    for (field, value) in [
+        ("socket", &config.socket),
+        ("lock_file", &config.lock_file),
+        ("statistics_file", &config.statistics_file),
+    ] {
         if value.is_empty() {
             let must = "a path";
             return Err(ConfigError::Value { field, must });
@@ -82,7 +86,9 @@ mod tests {
     use super::{ConfigError, batch_bounds, compute_threads, read};
 
     const GOOD: &str = r#"{"socket": "s", "lock_file": "l", "device": "cpu", "dtype": "auto", "threads": 0,
-        "idle_timeout_ms": 0, "max_queued_requests": 1, "max_batch_tokens": 1, "max_batch_images": 1}"#;
+        "statistics_file": "f", "idle_timeout_ms": 0, "max_queued_requests": 1, "max_queued_bytes": 1,
+        "max_batch_tokens": 1, "max_batch_images": 1, "max_model_bytes": 0, "embed_cache_bytes": 0,
+        "preload_models": [], "warm_up": true, "metrics_address": null}"#;
 
     fn line(json: &str) -> Vec<u8> {
         format!("{}\nrest", json.replace('\n', " ")).into_bytes()
@@ -111,6 +117,7 @@ mod tests {
             ("\"max_queued_requests\": 1", "\"max_queued_requests\": 0"),
             ("\"socket\": \"s\"", "\"socket\": \"\""),
             ("\"lock_file\": \"l\"", "\"lock_file\": \"\""),
+            ("\"statistics_file\": \"f\"", "\"statistics_file\": \"\""),
         ] {
             let json = GOOD.replace(good, bad);
             assert_ne!(json, GOOD);

@@ -5,18 +5,45 @@ use std::net::Shutdown;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use sight_protocol::{ErrorReply, Frame, FrameDecoder, FrameError, Request, encode};
+use sight_protocol::{ErrorReply, Frame, FrameDecoder, FrameError, encode};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::activity::Activity;
 use crate::error;
 use crate::log;
 use crate::service::{self, Answer, Service};
 
 /// Room that is made for each read, in bytes.
 const READ_BYTES: usize = 64 * 1024;
+
+/// The memory for requests as they were received. Small ones do not count.
+pub struct RequestRoom {
+    /// A permit is a kilobyte.
+    kilobytes: Arc<Semaphore>,
+    total: u32,
+}
+
+impl RequestRoom {
+    pub fn new(bytes: u64) -> Self {
+        let total = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).max(1);
+        Self {
+            kilobytes: Arc::new(Semaphore::new(total as usize)),
+            total,
+        }
+    }
+
+    /// Waits for room, which lasts until it is dropped. A request that is larger than
+    /// all of it is taken alone.
+    async fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let kilobytes = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        let kilobytes = kilobytes.min(self.total);
+        let semaphore = Arc::clone(&self.kilobytes);
+        // It is never closed.
+        semaphore.acquire_many_owned(kilobytes).await.ok()
+    }
+}
 
 /// Why a connection ends before its client closes it.
 enum Broken {
@@ -61,11 +88,10 @@ async fn serve_request(
     decoder: &mut FrameDecoder,
     service: &Arc<Service>,
 ) -> Result<(), Broken> {
-    let frame = read_frame(stream, decoder, &service.activity).await?;
+    let (frame, _room) = read_frame(stream, decoder, service).await?;
     let request = service::decode(&frame).map_err(Broken::Protocol)?;
-    // Looking at an idle server is no work.
-    let looks = matches!(request, Request::Status | Request::Pulls);
-    let _work = (!looks).then(|| service.activity.begin());
+    // Looking at an idle server does not keep it.
+    let _work = (!service::only_looks(&request)).then(|| service.activity.begin());
     let answer = tokio::select! {
         biased;
         answer = service.answer(request, frame.body) => answer,
@@ -77,13 +103,15 @@ async fn serve_request(
 
 /// Reads the next request. When the server shuts down, what has arrived is still
 /// read and the client can send no more: a client whose sending fails knows that
-/// its request has not been looked at.
+/// its request has not been looked at. The second part is the request's room among
+/// those that the server holds.
 async fn read_frame(
     stream: &mut UnixStream,
     decoder: &mut FrameDecoder,
-    activity: &Activity,
-) -> Result<Frame, Broken> {
+    service: &Service,
+) -> Result<(Frame, Option<OwnedSemaphorePermit>), Broken> {
     let mut closing = false;
+    let mut room = None;
     loop {
         if let Some(frame) = decoder.next_frame()? {
             if !decoder.is_empty() {
@@ -92,7 +120,12 @@ async fn read_frame(
             // The rest of the buffer would keep the memory of the whole frame
             // for as long as the connection lasts.
             *decoder = FrameDecoder::default();
-            return Ok(frame);
+            return Ok((frame, room));
+        }
+        if room.is_none()
+            && let Some(bytes) = decoder.frame_bytes().filter(|bytes| *bytes > READ_BYTES)
+        {
+            room = service.room.take(bytes).await;
         }
         let buffer: &mut BytesMut = decoder.buffer_mut();
         buffer.reserve(READ_BYTES);
@@ -103,7 +136,7 @@ async fn read_frame(
                     return Err(Broken::Gone);
                 }
             }
-            () = activity.shutdown_begun(), if !closing => {
+            () = service.activity.shutdown_begun(), if !closing => {
                 SockRef::from(&*stream).shutdown(Shutdown::Read)?;
                 closing = true;
             }
@@ -136,4 +169,28 @@ async fn send(stream: &mut UnixStream, answer: Answer) -> io::Result<()> {
 fn too_large(error: &FrameError) -> sight_protocol::Response {
     let message = format!("answer cannot be sent: {error}");
     sight_protocol::Response::Error(error::internal(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::RequestRoom;
+
+    #[tokio::test]
+    async fn large_requests_wait_for_each_other() {
+        let room = RequestRoom::new(100 * 1024);
+        let wait = Duration::from_millis(20);
+        let first = room.take(60 * 1024).await;
+        assert!(first.is_some());
+        assert!(
+            tokio::time::timeout(wait, room.take(60 * 1024))
+                .await
+                .is_err()
+        );
+        drop(first);
+        let all = room.take(1 << 30).await;
+        assert!(all.is_some(), "larger than all the room");
+        assert!(tokio::time::timeout(wait, room.take(1)).await.is_err());
+    }
 }

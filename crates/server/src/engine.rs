@@ -1,7 +1,7 @@
 //! What a model thread computes with: one trait over text encoders and
 //! captioners.
 
-use sight_models::{Captioner, GenerationConfig, Prompt, TextEncoder};
+use sight_models::{Captioner, GenerationConfig, GenerationOverrides, Prompt, TextEncoder};
 use sight_protocol::ErrorReply;
 
 use crate::error;
@@ -17,8 +17,16 @@ pub trait Engine: Send + Sync + 'static {
     /// The part of a batch's budget that an input takes: tokens or pictures.
     fn cost(input: &Self::Input) -> usize;
 
+    /// Inputs of that cost, or a single one that costs more, and their options: for
+    /// a batch that shows that the model works, or gets it going.
+    ///
+    /// # Errors
+    /// The model cannot make any.
+    fn samples(&self, cost: usize) -> Result<(Vec<Self::Input>, Self::Options), ErrorReply>;
+
     /// Computes one batch, in input order. `cancelled` says whether the answer
-    /// for an input is still wanted; `None` answers one that is not.
+    /// for an input is still wanted; `None` answers one that is not. It is asked
+    /// again and again where a batch takes many steps: after each that was computed.
     ///
     /// # Errors
     /// An error of the batch; the caller finds out which input is at fault.
@@ -39,13 +47,21 @@ impl Engine for TextEncoder {
         input.len()
     }
 
+    fn samples(&self, cost: usize) -> Result<(Vec<Self::Input>, ()), ErrorReply> {
+        let words = cost.min(self.max_tokens()).max(1);
+        let text = vec!["a"; words].join(" ");
+        let tokens = self.tokenize(&text, None).map_err(error::from_model)?;
+        let count = cost / tokens.len().max(1);
+        Ok((vec![tokens; count.max(1)], ()))
+    }
+
     fn compute(
         &self,
         inputs: &[&Self::Input],
         (): &(),
         _cancelled: &dyn Fn(usize) -> bool,
     ) -> Result<Vec<Option<Vec<f32>>>, ErrorReply> {
-        let vectors = self.encode(inputs).map_err(error::from_model)?;
+        let vectors = self.encode(inputs).map_err(error::from_computation)?;
         Ok(vectors.into_iter().map(Some).collect())
     }
 }
@@ -67,13 +83,31 @@ impl Engine for Captioner {
         1
     }
 
+    fn samples(&self, cost: usize) -> Result<(Vec<Self::Input>, DescribeOptions), ErrorReply> {
+        let one_token = GenerationOverrides {
+            max_new_tokens: Some(1),
+            min_length: Some(0),
+            min_new_tokens: Some(0),
+            num_beams: Some(1),
+            do_sample: Some(false),
+            ..GenerationOverrides::default()
+        };
+        let options = DescribeOptions {
+            prompts: vec![self.prompt(None).map_err(error::from_model)?],
+            generation: self.generation(&one_token).map_err(error::from_model)?,
+        };
+        Ok((vec![self.blank(); cost.max(1)], options))
+    }
+
     fn compute(
         &self,
         inputs: &[&Self::Input],
         options: &DescribeOptions,
         cancelled: &dyn Fn(usize) -> bool,
     ) -> Result<Vec<Option<String>>, ErrorReply> {
-        let images = self.encode_images(inputs).map_err(error::from_model)?;
+        let images = self
+            .encode_images(inputs)
+            .map_err(error::from_computation)?;
         let mut answers: Vec<Option<Vec<String>>> = vec![Some(Vec::new()); inputs.len()];
         for prompt in &options.prompts {
             let dropped = |row: usize| answers[row].is_none() || cancelled(row);
@@ -82,7 +116,7 @@ impl Engine for Captioner {
             }
             let captions = self
                 .generate(&images, prompt, &options.generation, &dropped)
-                .map_err(error::from_model)?;
+                .map_err(error::from_computation)?;
             for (answer, caption) in answers.iter_mut().zip(captions) {
                 match (answer.as_mut(), caption) {
                     (Some(parts), Some(caption)) => parts.push(caption.text),

@@ -7,6 +7,8 @@ use sight_hub::{HubError, HubErrorKind};
 use sight_models::{ErrorKind, ModelError};
 use sight_protocol::{ErrorCode, ErrorReply, FrameError, ModelTask};
 
+use crate::{log, process};
+
 /// An error with a code and a message, and nothing else.
 pub fn reply(code: ErrorCode, message: impl Into<String>) -> ErrorReply {
     ErrorReply {
@@ -48,7 +50,7 @@ pub fn from_model(error: ModelError) -> ErrorReply {
         ErrorKind::ModelMissing => ErrorCode::ModelMissing,
         ErrorKind::ModelInvalid => ErrorCode::ModelInvalid,
         ErrorKind::OutOfDeviceMemory => ErrorCode::OutOfDeviceMemory,
-        ErrorKind::Internal => ErrorCode::Internal,
+        ErrorKind::DeviceFailed | ErrorKind::Internal => ErrorCode::Internal,
     };
     ErrorReply {
         code,
@@ -57,6 +59,17 @@ pub fn from_model(error: ModelError) -> ErrorReply {
         hint: error.hint,
         item: None,
     }
+}
+
+/// The error of a computation. A device that has failed ends the process: it would fail
+/// every further request, and is there again for the next process. Requests in flight
+/// learn why from the supervisor.
+pub fn from_computation(error: ModelError) -> ErrorReply {
+    if error.kind == ErrorKind::DeviceFailed {
+        log::error(&error);
+        process::exit_now(1);
+    }
+    from_model(error)
 }
 
 pub fn from_frame(error: &FrameError) -> ErrorReply {
@@ -127,6 +140,35 @@ pub fn wrong_task(name: &str, does: ModelTask) -> ErrorReply {
         detail: Some("A model does one of the two; sight_models shows which.".into()),
         hint: Some(hint.into()),
         ..reply(ErrorCode::WrongTask, format!("model \"{name}\" {message}"))
+    }
+}
+
+/// A model of `bytes` where all models may take `limit`.
+pub fn model_too_large(bytes: u64, limit: u64) -> ErrorReply {
+    ErrorReply {
+        detail: Some(format!(
+            "It takes {bytes} bytes; all models together may take {limit} bytes."
+        )),
+        hint: Some("The limit is the setting pg_sight.max_model_memory.".into()),
+        ..reply(
+            ErrorCode::OutOfDeviceMemory,
+            "model is too large for the memory of models",
+        )
+    }
+}
+
+/// No room for a model of `bytes` beside those in use, where all may take `limit`.
+pub fn no_room(bytes: u64, limit: u64) -> ErrorReply {
+    ErrorReply {
+        detail: Some(format!(
+            "It takes {bytes} bytes; all models together may take {limit} bytes, \
+             and requests still use others."
+        )),
+        hint: Some("Try again later, or raise pg_sight.max_model_memory.".into()),
+        ..reply(
+            ErrorCode::OutOfDeviceMemory,
+            "no memory is left for the model",
+        )
     }
 }
 

@@ -10,6 +10,9 @@ use crate::activity::{Activity, Ticket};
 use crate::engine::Engine;
 use crate::error;
 
+/// Id of the input that the model makes itself.
+pub const SAMPLE: u32 = 999_999;
+
 /// What an input does to its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -39,7 +42,8 @@ pub fn inputs(first_id: u32, costs: &[usize]) -> Vec<Input> {
 
 /// A ticket of a queue without a limit.
 pub fn ticket() -> Arc<Ticket> {
-    Arc::new(Activity::new(usize::MAX)).admit().unwrap()
+    let activity = Arc::new(Activity::new(usize::MAX));
+    activity.admit(&Arc::default()).unwrap()
 }
 
 #[derive(Debug)]
@@ -51,6 +55,8 @@ struct Gate {
 
 #[derive(Debug)]
 pub struct Fake {
+    /// The most that a batch may cost: a dearer one exhausts the device's memory.
+    memory: usize,
     batches: Mutex<Vec<Vec<u32>>>,
     gate: Mutex<Gate>,
     moved: Condvar,
@@ -58,7 +64,13 @@ pub struct Fake {
 
 impl Fake {
     pub fn new(open: bool) -> Self {
+        Self::with_memory(open, usize::MAX)
+    }
+
+    /// A model on a device that has not memory for every batch.
+    pub fn with_memory(open: bool, memory: usize) -> Self {
         Self {
+            memory,
             batches: Mutex::new(Vec::new()),
             gate: Mutex::new(Gate {
                 open,
@@ -99,6 +111,10 @@ impl Engine for Fake {
         input.cost
     }
 
+    fn samples(&self, cost: usize) -> Result<(Vec<Input>, u32), ErrorReply> {
+        Ok((inputs(SAMPLE, &[cost]), 0))
+    }
+
     fn compute(
         &self,
         inputs: &[&Input],
@@ -125,6 +141,9 @@ impl Engine for Fake {
         }
         if inputs.iter().any(|input| input.fault == Fault::Error) {
             return Err(error::reply(ErrorCode::OutOfDeviceMemory, "planned"));
+        }
+        if inputs.iter().map(|input| input.cost).sum::<usize>() > self.memory {
+            return Err(error::reply(ErrorCode::OutOfDeviceMemory, "too large"));
         }
         let outputs = inputs
             .iter()

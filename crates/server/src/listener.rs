@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::connection;
 use crate::log;
+use crate::metrics;
 use crate::process;
 use crate::service::Service;
 
@@ -95,6 +96,7 @@ pub async fn run(config: ServerConfig, threads: usize) -> Result<(), ServeError>
     })?;
     let service = Arc::new(Service::new(config, threads, place));
     log::info("ready");
+    start_beside(&service);
 
     let mut connections = Connections {
         service: Arc::clone(&service),
@@ -114,7 +116,20 @@ pub async fn run(config: ServerConfig, threads: usize) -> Result<(), ServeError>
         connections.serve(stream);
     }
     connections.finish().await;
+    service.save_statistics();
     Ok(())
+}
+
+/// Starts what goes on beside the connections, until the process ends.
+fn start_beside(service: &Arc<Service>) {
+    let models = Arc::clone(service);
+    tokio::spawn(async move {
+        let directories = &models.config.preload_models;
+        models.models.preload(directories, &models.activity).await;
+    });
+    if let Some(address) = service.config.metrics_address.clone() {
+        tokio::spawn(metrics::serve(address, Arc::clone(service)));
+    }
 }
 
 /// The open connections, each with its task.

@@ -3,21 +3,27 @@
 #![deny(unsafe_code)]
 
 mod activity;
+mod cache;
 mod config;
 mod connection;
+mod describe;
+mod embed;
 mod engine;
 mod error;
 #[cfg(test)]
 mod fake;
 mod listener;
 mod log;
+mod metrics;
 mod model_thread;
+mod models;
 mod pipeline;
 mod process;
 mod pulls;
 mod queue;
 mod registry;
 mod service;
+mod statistics;
 mod status;
 
 use anyhow::{Context, bail};

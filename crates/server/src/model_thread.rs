@@ -2,20 +2,43 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use sight_protocol::ErrorCode;
+use sight_protocol::{Counter, ErrorCode, ErrorReply};
 
+use crate::activity::{CancelOnDrop, Ticket};
 use crate::engine::Engine;
 use crate::error;
 use crate::log;
 use crate::queue::{Batch, Entry, Queue};
+
+/// Between two looks whether a model that is busy gets on.
+const PROBE_LOOK: Duration = Duration::from_millis(50);
 
 /// A loaded model with its queue. When the last handle is dropped the thread
 /// computes what still waits, and frees the model.
 pub struct ModelHandle<E: Engine> {
     pub engine: Arc<E>,
     pub queue: Arc<Queue<E>>,
+    /// Largest cost of a batch.
+    budget: usize,
+    pulse: Arc<Pulse>,
+}
+
+/// Beats after each batch, and after each step of one that takes many.
+#[derive(Debug, Default)]
+struct Pulse(AtomicU64);
+
+impl Pulse {
+    fn beat(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn beats(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl<E: Engine> ModelHandle<E> {
@@ -27,15 +50,52 @@ impl<E: Engine> ModelHandle<E> {
         let handle = Self {
             engine: Arc::new(engine),
             queue: Arc::new(Queue::new(budget)),
+            budget,
+            pulse: Arc::default(),
         };
         let engine = Arc::clone(&handle.engine);
+        let pulse = Arc::clone(&handle.pulse);
         let end = RefuseOnDrop(Arc::clone(&handle.queue));
         thread::Builder::new().name("model".into()).spawn(move || {
             while let Some(batch) = end.0.next_batch() {
-                compute(&*engine, &batch);
+                compute(&*engine, &batch, &pulse);
             }
         })?;
         Ok(handle)
+    }
+
+    /// Sees whether the model works: a forward pass, or, where it is busy, that it
+    /// gets on with that. Does not return while it hangs. `ticket` is for this only.
+    ///
+    /// # Errors
+    /// The forward pass fails, or the queue is closed.
+    pub async fn probe(&self, ticket: &Arc<Ticket>) -> Result<(), ErrorReply> {
+        let _cancel = CancelOnDrop(Arc::clone(ticket));
+        let (inputs, options) = self.engine.samples(1)?;
+        let beats = self.pulse.beats();
+        let mut answer = self.queue.submit(ticket, Arc::new(options), 0, inputs)?;
+        loop {
+            match tokio::time::timeout(PROBE_LOOK, &mut answer).await {
+                Ok(Ok(answer)) => return answer.map(|_| ()),
+                Ok(Err(_)) => return Err(error::internal("model gave no answer")),
+                Err(_) if self.pulse.beats() != beats => return Ok(()),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Computes a whole batch, so that what is made once (memory, kernels of a
+    /// device) is there for the first request.
+    ///
+    /// # Errors
+    /// The batch fails, or the queue is closed.
+    pub async fn warm_up(&self, ticket: &Arc<Ticket>) -> Result<(), ErrorReply> {
+        let _cancel = CancelOnDrop(Arc::clone(ticket));
+        let (inputs, options) = self.engine.samples(self.budget)?;
+        let answer = self.queue.submit(ticket, Arc::new(options), 0, inputs)?;
+        let answer = answer.await;
+        answer.unwrap_or_else(|_| Err(error::internal("model gave no answer")))?;
+        Ok(())
     }
 }
 
@@ -56,38 +116,35 @@ impl<E: Engine> Drop for RefuseOnDrop<E> {
 }
 
 /// Computes a batch and answers the requests of its inputs.
-fn compute<E: Engine>(engine: &E, batch: &Batch<E>) {
+fn compute<E: Engine>(engine: &E, batch: &Batch<E>, pulse: &Pulse) {
     let entries: Vec<&Entry<E>> = batch.entries.iter().collect();
-    compute_entries(engine, &batch.options, &entries);
+    compute_entries(engine, &batch.options, &entries, pulse);
 }
 
 /// Computes `entries` at once. When that fails or panics it computes the halves,
 /// down to the single input that is at fault, so that the others get answers.
-fn compute_entries<E: Engine>(engine: &E, options: &E::Options, entries: &[&Entry<E>]) {
+fn compute_entries<E: Engine>(
+    engine: &E,
+    options: &E::Options,
+    entries: &[&Entry<E>],
+    pulse: &Pulse,
+) {
     let entries: Vec<&Entry<E>> = entries
         .iter()
         .copied()
         .filter(|entry| !entry.is_over())
         .collect();
-    if entries.is_empty() {
+    // A batch of several requests is counted for one of them.
+    let Some(counters) = entries.first().map(|entry| entry.counters()) else {
         return;
-    }
-    let inputs: Vec<&E::Input> = entries.iter().map(|entry| &entry.input).collect();
-    let cancelled = |row: usize| entries[row].is_over();
-    let outputs = error::guard(|| {
-        let outputs = engine.compute(&inputs, options, &cancelled)?;
-        if outputs.len() == inputs.len() {
-            Ok(outputs)
-        } else {
-            Err(error::internal(format!(
-                "model answered {} inputs with {} outputs",
-                inputs.len(),
-                outputs.len()
-            )))
-        }
-    });
+    };
+    let begun = Instant::now();
+    let outputs = outputs(engine, options, &entries, pulse);
+    pulse.beat();
+    counters.add_time(Counter::ComputeTime, begun.elapsed());
     match (outputs, entries.as_slice()) {
         (Ok(outputs), entries) => {
+            counters.add_batch(entries.len());
             for (entry, output) in entries.iter().zip(outputs) {
                 match output {
                     Some(output) => entry.store(output),
@@ -106,16 +163,45 @@ fn compute_entries<E: Engine>(engine: &E, options: &E::Options, entries: &[&Entr
             entry.fail(error);
         }
         (Err(error), entries) => {
+            if error.code == ErrorCode::OutOfDeviceMemory {
+                counters.add(Counter::OomSplits, 1);
+            }
             log::debug(format_args!(
                 "a batch of {} inputs failed ({:?}), trying its halves",
                 entries.len(),
                 error.code
             ));
             let (first, second) = entries.split_at(entries.len() / 2);
-            compute_entries(engine, options, first);
-            compute_entries(engine, options, second);
+            compute_entries(engine, options, first, pulse);
+            compute_entries(engine, options, second, pulse);
         }
     }
+}
+
+/// What the model makes of the inputs of `entries`; a panic is an error.
+fn outputs<E: Engine>(
+    engine: &E,
+    options: &E::Options,
+    entries: &[&Entry<E>],
+    pulse: &Pulse,
+) -> Result<Vec<Option<E::Output>>, ErrorReply> {
+    let inputs: Vec<&E::Input> = entries.iter().map(|entry| &entry.input).collect();
+    let cancelled = |row: usize| {
+        pulse.beat();
+        entries[row].is_over()
+    };
+    error::guard(|| {
+        let outputs = engine.compute(&inputs, options, &cancelled)?;
+        if outputs.len() == inputs.len() {
+            Ok(outputs)
+        } else {
+            Err(error::internal(format!(
+                "model answered {} inputs with {} outputs",
+                inputs.len(),
+                outputs.len()
+            )))
+        }
+    })
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sight_protocol::ErrorCode;
+use sight_protocol::{Counter, ErrorCode, ModelTask};
 
 use super::ModelHandle;
-use crate::fake::{Fake, Fault, Input, inputs, ticket};
+use crate::activity::{Activity, Ticket};
+use crate::fake::{Fake, Fault, Input, SAMPLE, inputs, ticket};
 use crate::queue::Outputs;
+use crate::statistics::Statistics;
 
 type Answer = tokio::sync::oneshot::Receiver<Outputs<Fake>>;
 
@@ -123,4 +125,89 @@ fn a_dropped_model_finishes_its_work_and_is_freed() {
         assert!(Instant::now() < deadline, "the model is not freed");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn a_batch_that_exhausts_the_memory_is_halved_until_it_fits() {
+    let model = ModelHandle::start(Fake::with_memory(false, 2), 100).unwrap();
+    let first = submit(&model, inputs(0, &[1]));
+    model.engine.wait_until_busy();
+    let statistics = Statistics::new();
+    let counters = statistics.of("m", ModelTask::Embed);
+    let activity = Arc::new(Activity::new(10));
+    let ticket = activity.admit(&counters).unwrap();
+    let whole = model
+        .queue
+        .submit(&ticket, Arc::new(0), 0, inputs(10, &[1; 8]));
+    model.engine.open_gate();
+    assert_eq!(first.blocking_recv().unwrap(), Ok(vec![0]));
+    let ids: Vec<u32> = (10..18).collect();
+    assert_eq!(whole.unwrap().blocking_recv().unwrap(), Ok(ids));
+    let counted = statistics.snapshot();
+    // 8, 4 and 4 do not fit; 2, 2, 2 and 2 do.
+    let counts = [
+        (Counter::OomSplits, 3),
+        (Counter::Batches, 4),
+        (Counter::BatchItems, 8),
+        (Counter::LargestBatch, 2),
+    ];
+    for (counter, count) in counts {
+        assert_eq!(counted.models[0][counter], count, "{counter:?}");
+    }
+    assert!(counted.models[0][Counter::QueueTime] > 0);
+
+    // A single input that does not fit is an error, and of its request alone.
+    let large = submit(&model, inputs(30, &[3]));
+    let error = large.blocking_recv().unwrap().unwrap_err();
+    assert_eq!(error.code, ErrorCode::OutOfDeviceMemory);
+}
+
+fn pass() -> Arc<Ticket> {
+    Arc::new(Activity::new(0)).pass()
+}
+
+#[tokio::test]
+async fn a_probe_is_a_forward_pass() {
+    let model = ModelHandle::start(Fake::new(true), 100).unwrap();
+    model.probe(&pass()).await.unwrap();
+    assert_eq!(model.engine.batches(), [vec![SAMPLE]]);
+    model.warm_up(&pass()).await.unwrap();
+    assert_eq!(model.engine.batches().len(), 2);
+}
+
+#[tokio::test]
+async fn a_probe_tells_a_busy_model_from_one_that_hangs() {
+    let model = ModelHandle::start(Fake::new(false), 100).unwrap();
+    let _work = submit(&model, inputs(0, &[1]));
+    model.engine.wait_until_busy();
+    // As long as the batch does not get on.
+    let ticket = pass();
+    let probe = model.probe(&ticket);
+    tokio::pin!(probe);
+    let time = Duration::from_millis(400);
+    assert!(tokio::time::timeout(time, &mut probe).await.is_err());
+    // A step of the batch is enough, its end is not awaited.
+    model.pulse.beat();
+    probe.await.unwrap();
+    assert!(model.engine.batches().len() == 1);
+    model.engine.open_gate();
+}
+
+#[tokio::test]
+async fn a_probe_that_is_given_up_is_not_computed() {
+    let model = ModelHandle::start(Fake::new(false), 100).unwrap();
+    let work = submit(&model, inputs(0, &[1]));
+    model.engine.wait_until_busy();
+    let ticket = pass();
+    let time = Duration::from_millis(10);
+    assert!(
+        tokio::time::timeout(time, model.probe(&ticket))
+            .await
+            .is_err()
+    );
+    model.engine.open_gate();
+    assert_eq!(work.await.unwrap(), Ok(vec![0]));
+    let after = submit(&model, inputs(1, &[1]));
+    assert_eq!(after.await.unwrap(), Ok(vec![1]));
+    assert_eq!(model.engine.batches(), [vec![0], vec![1]]);
 }

@@ -5,8 +5,9 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
-use sight_protocol::ErrorReply;
+use sight_protocol::{Counter, ErrorReply};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::activity::Ticket;
@@ -95,7 +96,8 @@ impl<E: Engine> Pipeline<'_, E> {
             let ticket = Arc::clone(self.ticket);
             pieces.push(tokio::task::spawn_blocking(move || {
                 let _permit = permit;
-                piece
+                let begun = Instant::now();
+                let inputs = piece
                     .map(|item| {
                         if ticket.is_cancelled() {
                             return Err(error::internal("request was cancelled"));
@@ -103,7 +105,10 @@ impl<E: Engine> Pipeline<'_, E> {
                         error::guard(|| prepare(&engine, &raw[item]))
                             .map_err(|error| error::at_item(error, item))
                     })
-                    .collect::<Result<Vec<E::Input>, ErrorReply>>()
+                    .collect::<Result<Vec<E::Input>, ErrorReply>>();
+                let counters = ticket.counters();
+                counters.add_time(Counter::PreprocessTime, begun.elapsed());
+                inputs
             }));
         }
         for piece in pieces {

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::error;
 use crate::log;
-use crate::service::model_info;
+use crate::models::model_info;
 
 /// A download that runs.
 struct Running {

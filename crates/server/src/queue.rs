@@ -10,6 +10,10 @@ use tokio::sync::oneshot;
 use crate::activity::Ticket;
 use crate::engine::Engine;
 use crate::error;
+use crate::statistics::Counters;
+
+/// Jobs are small that take this part of a batch at most, all together.
+const SMALL_PART: usize = 8;
 
 /// The outputs of a job, in input order.
 pub type Outputs<E> = Result<Vec<<E as Engine>::Output>, ErrorReply>;
@@ -81,6 +85,11 @@ impl<E: Engine> Entry<E> {
         self.job.store(self.index, output);
     }
 
+    /// Where it is counted what becomes of its request.
+    pub fn counters(&self) -> &Counters {
+        self.job.ticket.counters()
+    }
+
     /// Makes this input's error the answer of its request.
     pub fn fail(&self, error: ErrorReply) {
         self.job
@@ -105,6 +114,8 @@ struct Waiting<E: Engine> {
 
 struct State<E: Engine> {
     waiting: VecDeque<Waiting<E>>,
+    /// The last batch was of small jobs alone, while others waited.
+    small_were_first: bool,
     /// No job will come any more; the error is for those that try.
     closed: Option<ErrorReply>,
 }
@@ -122,6 +133,7 @@ impl<E: Engine> Queue<E> {
             budget,
             state: Mutex::new(State {
                 waiting: VecDeque::new(),
+                small_were_first: false,
                 closed: None,
             }),
             changed: Condvar::new(),
@@ -172,6 +184,7 @@ impl<E: Engine> Queue<E> {
         if let Some(error) = &state.closed {
             return Err(error.clone());
         }
+        ticket.queue();
         state.waiting.push_back(Waiting { job, entries });
         self.changed.notify_one();
         Ok(receiver)
@@ -182,7 +195,10 @@ impl<E: Engine> Queue<E> {
     pub fn next_batch(&self) -> Option<Batch<E>> {
         let mut state = lock(&self.state);
         loop {
-            if let Some(batch) = take_batch(&mut state.waiting, self.budget) {
+            let may_be_small = !state.small_were_first;
+            if let Some((batch, small)) = take_batch(&mut state.waiting, self.budget, may_be_small)
+            {
+                state.small_were_first = small;
                 return Some(batch);
             }
             if state.closed.is_some() {
@@ -219,19 +235,80 @@ impl<E: Engine> Queue<E> {
 /// longest waiting job, each job at first up to an equal share of the budget,
 /// then whoever has more. Jobs that were served and have inputs left go behind
 /// the others, so that a large job delays a small one by about one batch.
-fn take_batch<E: Engine>(waiting: &mut VecDeque<Waiting<E>>, budget: usize) -> Option<Batch<E>> {
+///
+/// Small jobs that wait beside large ones are taken alone where they may, which the
+/// result says: they would be computed only as fast as the whole batch. Every other
+/// batch is for all, so that many small jobs do not keep a large one waiting.
+fn take_batch<E: Engine>(
+    waiting: &mut VecDeque<Waiting<E>>,
+    budget: usize,
+    may_be_small: bool,
+) -> Option<(Batch<E>, bool)> {
     waiting.retain(|waiting| !waiting.job.is_over());
     let options = Arc::clone(&waiting.front()?.job.options);
-    let eligible: Vec<usize> = (0..waiting.len())
+    let all: Vec<usize> = (0..waiting.len())
         .filter(|&position| waiting[position].job.options == options)
         .collect();
-    let share = budget / eligible.len();
+    let small = may_be_small
+        .then(|| small_beside_large(waiting, &all, budget))
+        .flatten();
+    let are_small = small.is_some();
+    let (mut entries, served) = fill_batch(waiting, &small.unwrap_or(all), budget);
 
+    let mut again = VecDeque::new();
+    for (job, served) in std::mem::take(waiting).into_iter().zip(served) {
+        if served {
+            job.job.ticket.start();
+        }
+        match (served, job.entries.is_empty()) {
+            (_, true) => {}
+            (true, false) => again.push_back(job),
+            (false, false) => waiting.push_back(job),
+        }
+    }
+    waiting.append(&mut again);
+    entries.sort_by_key(|entry| entry.cost);
+    Some((Batch { options, entries }, are_small))
+}
+
+/// Those of the `eligible` jobs that are small, where the others would fill half a
+/// batch at least.
+fn small_beside_large<E: Engine>(
+    waiting: &VecDeque<Waiting<E>>,
+    eligible: &[usize],
+    budget: usize,
+) -> Option<Vec<usize>> {
+    let most = budget / SMALL_PART;
+    let mut small = Vec::new();
+    let (mut small_cost, mut large_cost) = (0, 0);
+    for &position in eligible {
+        let entries = &waiting[position].entries;
+        let costs = entries.iter().map(|entry| entry.cost);
+        // So many inputs say enough of a job that has more.
+        let cost: usize = costs.take(budget / 2 + 1).sum();
+        if cost <= most {
+            small_cost += cost;
+            small.push(position);
+        } else {
+            large_cost += cost;
+        }
+    }
+    let worth_it = !small.is_empty() && small_cost <= most && large_cost > budget / 2;
+    worth_it.then_some(small)
+}
+
+/// Takes inputs of the `eligible` jobs: also which jobs they are of.
+fn fill_batch<E: Engine>(
+    waiting: &mut VecDeque<Waiting<E>>,
+    eligible: &[usize],
+    budget: usize,
+) -> (Vec<Entry<E>>, Vec<bool>) {
+    let share = budget / eligible.len();
     let mut taken = Vec::new();
     let mut total = 0;
     let mut served = vec![false; waiting.len()];
     for limit in [share, budget] {
-        for &position in &eligible {
+        for &position in eligible {
             let entries = &mut waiting[position].entries;
             let mut own = 0;
             while let Some(cost) = entries.last().map(|entry| entry.cost) {
@@ -249,24 +326,7 @@ fn take_batch<E: Engine>(waiting: &mut VecDeque<Waiting<E>>, budget: usize) -> O
             }
         }
     }
-
-    let mut again = VecDeque::new();
-    for (job, served) in std::mem::take(waiting).into_iter().zip(served) {
-        if served {
-            job.job.ticket.start();
-        }
-        match (served, job.entries.is_empty()) {
-            (_, true) => {}
-            (true, false) => again.push_back(job),
-            (false, false) => waiting.push_back(job),
-        }
-    }
-    waiting.append(&mut again);
-    taken.sort_by_key(|entry| entry.cost);
-    Some(Batch {
-        options,
-        entries: taken,
-    })
+    (taken, served)
 }
 
 /// Locks; a panic of another holder leaves nothing half done here.

@@ -67,6 +67,37 @@ fn a_large_request_does_not_hold_up_a_small_one() {
 }
 
 #[test]
+fn small_requests_are_computed_before_a_large_one_every_other_time() {
+    let queue = Queue::<Fake>::new(80);
+    let mut answers = vec![queue.submit(&ticket(), Arc::new(0), 0, inputs(0, &[1; 1000]))];
+    assert_eq!(next(&queue).len(), 80);
+    let mut small = |first_id, costs: &[usize]| {
+        answers.push(queue.submit(&ticket(), Arc::new(0), 0, inputs(first_id, costs)));
+    };
+    small(2000, &[2]);
+    small(3000, &[3, 4]);
+    small(4000, &[1]);
+    // 10 of 80 are an eighth.
+    assert_eq!(next(&queue), [4000, 2000, 3000, 3001]);
+    small(5000, &[1]);
+    let batch = next(&queue);
+    assert_eq!(batch.len(), 80);
+    assert!(batch.contains(&5000));
+    // Together they are not small.
+    small(6000, &[6]);
+    small(7000, &[6]);
+    let batch = next(&queue);
+    assert!(batch.contains(&6000) && batch.contains(&7000) && batch.len() > 60);
+    small(8000, &[6]);
+    assert_eq!(next(&queue), [8000]);
+    // Without a large one there is nobody to be taken before.
+    let queue = Queue::<Fake>::new(80);
+    let _first = queue.submit(&ticket(), Arc::new(0), 0, inputs(0, &[1]));
+    let _second = queue.submit(&ticket(), Arc::new(0), 0, inputs(10, &[2]));
+    assert_eq!(next(&queue), [0, 10]);
+}
+
+#[test]
 fn more_requests_than_fit_take_turns() {
     let queue = Queue::<Fake>::new(2);
     let answers: Vec<_> = (0..4)

@@ -1,11 +1,14 @@
 //! The state of the server, for the status view.
 
-use sight_protocol::ServerStatus;
+use std::time::Duration;
+
+use sight_protocol::{LoadedModel, ServerStatus};
 
 use crate::service::Service;
 
 pub fn of(service: &Service) -> ServerStatus {
     let activity = &service.activity;
+    let (cached_embeddings, cache_bytes) = service.cache.size();
     let loaded = service.models.loaded().into_iter();
     ServerStatus {
         pid: std::process::id(),
@@ -14,16 +17,28 @@ pub fn of(service: &Service) -> ServerStatus {
         dtype: service.place.dtype_name().into(),
         threads: u32::try_from(service.threads).unwrap_or(u32::MAX),
         memory_bytes: resident_bytes(),
-        uptime_ms: u64::try_from(activity.uptime().as_millis()).unwrap_or(u64::MAX),
+        uptime_ms: milliseconds(activity.uptime()),
         requests: activity.requests(),
         failed_requests: activity.failed(),
         queued_requests: activity.waiting() as u64,
-        loaded_models: loaded.map(|(directory, _)| directory).collect(),
+        cached_embeddings: cached_embeddings as u64,
+        cache_bytes: cache_bytes as u64,
+        loaded_models: loaded
+            .map(|loaded| LoadedModel {
+                directory: loaded.directory,
+                memory_bytes: loaded.bytes,
+                unused_ms: milliseconds(loaded.used.elapsed()),
+            })
+            .collect(),
     }
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Resident memory of this process, in bytes; 0 where the kernel does not tell.
-fn resident_bytes() -> u64 {
+pub fn resident_bytes() -> u64 {
     std::fs::read_to_string("/proc/self/status")
         .ok()
         .and_then(|text| parse_resident_bytes(&text))

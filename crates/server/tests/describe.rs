@@ -10,7 +10,7 @@ use sight_protocol::{
 use tempfile::TempDir;
 
 mod support;
-use support::{PATIENCE, Server, config, model};
+use support::{PATIENCE, Server, config, encoder, model};
 
 /// Pictures and captions beyond all that a test could wait for.
 const MANY: usize = 2000;
@@ -305,4 +305,33 @@ fn a_busy_server_ends_on_sigterm() {
         other => panic!("{other:?}"),
     }
     assert_eq!(server.exit_within(PATIENCE).code(), Some(0));
+}
+
+#[test]
+fn texts_do_not_wait_for_the_end_of_a_description() {
+    let directory = tempfile::tempdir().unwrap();
+    let encoder_directory = directory.path().join("encoder");
+    encoder::write(&encoder_directory);
+    let server = Server::start(directory.path(), &config());
+    let samples = samples();
+    describe(&server, &[&samples[0].picture], &[]);
+    let pictures = [&samples[0].picture[..]];
+    let prompts = vec!["a photo of"; 100_000];
+    let mut busy = server.connect();
+    busy.send(&request(&captioner(), &pictures, &prompts), &pictures);
+    server.wait_for_status(|status| status.requests == 2 && status.queued_requests == 0);
+    let mut client = server.connect();
+    for number in 0..20 {
+        let embed = Request::Embed {
+            model: model(&encoder_directory),
+            texts: vec![format!("red shoe {number}")],
+            prompt_name: None,
+        };
+        let (answer, _) = client.ask(&embed, &[]);
+        assert!(matches!(answer, Response::Embeddings(_)), "{answer:?}");
+    }
+    // The description is not answered yet.
+    busy.stream.set_nonblocking(true).unwrap();
+    let waits = std::io::Read::read(&mut busy.stream, &mut [0]).unwrap_err();
+    assert_eq!(waits.kind(), std::io::ErrorKind::WouldBlock);
 }

@@ -89,7 +89,7 @@ fn clients_share_batches_and_get_their_own_answers() {
     let status = server.status();
     assert_eq!((status.requests, status.failed_requests), (81, 0));
     assert_eq!(status.queued_requests, 0);
-    assert_eq!(status.loaded_models, [model.directory]);
+    assert_eq!(server.loaded(), [model.directory]);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn inspecting_tells_about_a_model_without_loading_it() {
     assert_eq!(info.architecture, Architecture::Bert);
     assert_eq!(info.dimensions, Some(DIMENSIONS as u32));
     assert!(info.parameters > 10_000);
-    assert_eq!(server.status().loaded_models, Vec::<String>::new());
+    assert_eq!(server.loaded(), Vec::<String>::new());
     assert_eq!(server.ask(&inspect, &[]).0, Response::Model(info));
 }
 
@@ -162,12 +162,9 @@ fn models_are_loaded_and_freed_on_demand() {
     );
     for _ in 0..2 {
         assert_eq!(server.ask(&load, &[]).0, Response::Done);
-        assert_eq!(
-            server.status().loaded_models,
-            std::slice::from_ref(&model.directory)
-        );
+        assert_eq!(server.loaded(), std::slice::from_ref(&model.directory));
         assert_eq!(server.ask(&unload, &[]).0, Response::Done);
-        assert_eq!(server.status().loaded_models, Vec::<String>::new());
+        assert_eq!(server.loaded(), Vec::<String>::new());
     }
     embed(&mut server.connect(), &model, &texts(1, 0));
 }
@@ -201,7 +198,7 @@ fn a_damaged_model_is_an_error_until_it_is_mended() {
         client.ask_error(&request, &[]).code,
         ErrorCode::ModelMissing
     );
-    assert_eq!(server.status().loaded_models, Vec::<String>::new());
+    assert_eq!(server.loaded(), Vec::<String>::new());
     replace(&whole);
     let vectors = embed(&mut client, &model, &texts(3, 0));
     assert!(

@@ -28,7 +28,7 @@ fn status_tells_of_the_process() {
     assert!(status.memory_bytes > 1 << 20);
     // Asking for the status is not a request that counts.
     assert_eq!((status.requests, status.failed_requests), (0, 0));
-    assert_eq!(status.loaded_models, Vec::<String>::new());
+    assert!(status.loaded_models.is_empty());
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn the_documented_bytes_ask_for_the_status() {
     let directory = tempfile::tempdir().unwrap();
     let server = Server::start(directory.path(), &config());
     let mut client = server.connect();
-    let bytes = [7, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0];
+    let bytes = [7, 0, 0, 0, 2, 0, 1, 0, 0, 0, 0];
     client.stream.write_all(&bytes).unwrap();
     let (answer, body) = client.receive().unwrap();
     assert!(matches!(answer, Response::Status(_)));
@@ -96,7 +96,7 @@ fn garbage_is_answered_and_harms_nobody() {
     let mut bystander = server.connect();
     bystander.ask(&Request::Status, &[]);
 
-    let mut header_too_long = vec![6, 0, 0, 0, 1, 0];
+    let mut header_too_long = vec![6, 0, 0, 0, 2, 0];
     header_too_long.extend(1000u32.to_le_bytes());
     let not_a_request = encode(&200u8, &[]).unwrap().to_vec();
     let other_version = vec![6, 0, 0, 0, 77, 0, 0, 0, 0, 0];

@@ -125,7 +125,8 @@ fn a_pull_shows_its_progress_hinders_nobody_and_ends_with_its_client() {
     ));
     drop(client);
     wait_until_no_pull_runs(&server, SECOND);
-    // The download itself has ended, too: the hub is asked for no more.
+    // The download itself ends, too, a moment later: the hub is asked for no more.
+    std::thread::sleep(SECOND / 5);
     let asked = hub.requests().len();
     hub.set_fault(Fault::None);
     std::thread::sleep(SECOND / 2);

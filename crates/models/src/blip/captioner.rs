@@ -139,6 +139,11 @@ impl Captioner {
         self.plan.processor.preprocess(bytes, limits)
     }
 
+    /// A picture of which nothing is known: all values are 0, the mean of pictures.
+    pub fn blank(&self) -> Pixels {
+        self.plan.processor.blank()
+    }
+
     /// The configuration of a generation: the model's own (`generation_config.json`)
     /// with the caller's options over it, checked.
     ///

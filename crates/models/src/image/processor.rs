@@ -115,6 +115,13 @@ impl ImageProcessor {
         self.side
     }
 
+    /// A picture of nothing but zeros, which is the mean of pictures.
+    pub(crate) fn blank(&self) -> Pixels {
+        Pixels {
+            values: vec![0.0; CHANNELS * self.side * self.side],
+        }
+    }
+
     /// Decodes, resizes and normalises an encoded picture.
     ///
     /// Errors: those of [`Picture::decode`].

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sight_protocol::{
-    ErrorReply, FrameDecoder, Limits, ModelRef, Request, Response, ServerConfig, ServerStatus,
-    encode,
+    ErrorReply, FrameDecoder, Limits, ModelRef, ModelStatistics, Request, Response, ServerConfig,
+    ServerStatus, encode,
 };
 
 /// Longer than anything takes on a busy machine.
@@ -26,13 +26,21 @@ pub fn config() -> ServerConfig {
     ServerConfig {
         socket: "server.sock".into(),
         lock_file: "server.lock".into(),
+        statistics_file: "statistics.json".into(),
         device: "cpu".into(),
         dtype: "auto".into(),
         threads: 2,
         idle_timeout_ms: 0,
         max_queued_requests: 100,
+        max_queued_bytes: 1 << 30,
         max_batch_tokens: 1024,
         max_batch_images: 4,
+        max_model_bytes: 0,
+        // Most tests are of what is computed.
+        embed_cache_bytes: 0,
+        preload_models: Vec::new(),
+        warm_up: true,
+        metrics_address: None,
     }
 }
 
@@ -167,6 +175,22 @@ impl Server {
             Response::Status(status) => status,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Directories of the loaded models.
+    pub fn loaded(&self) -> Vec<String> {
+        let models = self.status().loaded_models.into_iter();
+        models.map(|model| model.directory).collect()
+    }
+
+    /// The statistics of its only model.
+    pub fn statistics(&self) -> ModelStatistics {
+        let (answer, _) = self.ask(&Request::Statistics, &[]);
+        let Response::Statistics(mut statistics) = answer else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(statistics.models.len(), 1);
+        statistics.models.remove(0)
     }
 
     /// Time the process has computed, in clock ticks (usually 10 ms).
