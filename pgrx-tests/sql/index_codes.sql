@@ -42,7 +42,7 @@ SELECT f AS factory, s.factory_of_index, s.recall > 0.99 AS recalls, s.wrong, s.
         'IVF,PQ16', 'IVF,PQ16x4fs,Refine(SQ8)', 'OPQ16_64,IVF,PQ16x8', 'PCA32,IVF,SQ8,RFlat', 'OPQ8_32,IVF,PQ8x4fs,RFlat', 'PCA48,IVF,RaBitQ']) WITH ORDINALITY AS f(f, n),
         LATERAL measure('v', 'vector_l2_ops', '<->', f) AS s ORDER BY n;
 SELECT f AS factory, s.recall > 0.99 AS recalls, s.wrong, s.steps_back, s.rows
-    FROM unnest(ARRAY['IVF,SQ8', 'RR,IVF,RaBitQ', 'RR,IVF,RaBitQ,Refine(SQ8)', 'IVF,RaBitQ,RFlat', 'IVF,PQ32x4fs', 'PCA32,IVF,SQ8', 'OPQ16_64,IVF,PQ16']) WITH ORDINALITY AS f(f, n),
+    FROM unnest(ARRAY['IVF,SQ8', 'RR,IVF,RaBitQ', 'RR,IVF,RaBitQ,Refine(SQ8)', 'IVF,RaBitQ,RFlat', 'IVF,PQ32x4fs', 'PCA32,IVF,SQ8', 'OPQ16,IVF,PQ16']) WITH ORDINALITY AS f(f, n),
         LATERAL measure('v', 'vector_ip_ops', '<#>', f) AS s ORDER BY n;
 SELECT f AS factory, s.recall > 0.99 AS recalls, s.wrong, s.steps_back, s.rows
     FROM unnest(ARRAY['IVF,SQ8', 'RR,IVF,RaBitQ,Refine(SQ8)', 'IVF,RaBitQ,RFlat']) WITH ORDINALITY AS f(f, n),

@@ -7,7 +7,7 @@ use crate::quantizer::QuantizerKind;
 use crate::transform::TransformKind;
 
 /// What is understood, for messages.
-const UNDERSTOOD: &str = "A factory string is [RR,|PCA<dim>,|OPQ<m>_<dim>,]IVF[<lists>],<code>[,<refine>], \
+const UNDERSTOOD: &str = "A factory string is [RR,|PCA<dim>,|OPQ<m>[_<dim>],]IVF[<lists>],<code>[,<refine>], \
 with a code of Flat, SQ8, SQ4, SQfp16, PQ<m>, PQ<m>x4fs and RaBitQ, \
 and Refine(SQ8), Refine(SQfp16), Refine(Flat) or RFlat behind codes other than Flat.";
 
@@ -101,7 +101,8 @@ impl fmt::Display for Factory {
             None => {}
             Some(TransformKind::RandomRotation) => f.write_str("RR,")?,
             Some(TransformKind::Pca { out }) => write!(f, "PCA{out},")?,
-            Some(TransformKind::Opq { m, out }) => write!(f, "OPQ{m}_{out},")?,
+            Some(TransformKind::Opq { m, out: None }) => write!(f, "OPQ{m},")?,
+            Some(TransformKind::Opq { m, out: Some(out) }) => write!(f, "OPQ{m}_{out},")?,
         }
         write!(f, "IVF,{}", self.code)?;
         match self.refine {
@@ -177,10 +178,10 @@ fn transform(part: &str) -> Result<TransformKind, String> {
         return Ok(TransformKind::Pca { out });
     }
     if let Some(numbers) = part.strip_prefix("OPQ") {
-        let (m, out) = numbers.split_once('_').ok_or_else(|| {
-            format!("\"{part}\" does not say to how many dimensions, as OPQ16_64 does")
-        })?;
-        let (m, out) = (count(m, part)?, count(out, part)?);
+        let (m, out) = match numbers.split_once('_') {
+            None => (count(numbers, part)?, None),
+            Some((m, out)) => (count(m, part)?, Some(count(out, part)?)),
+        };
         return Ok(TransformKind::Opq { m, out });
     }
     Err(format!("\"{part}\" is not known before IVF"))
@@ -238,6 +239,7 @@ mod tests {
             "IVF,SQfp16,Refine(SQfp16)",
             "PCA64,IVF,SQ8",
             "OPQ16_64,IVF,PQ16,RFlat",
+            "OPQ16,IVF,PQ16",
             "IVF,PQ48x4fs,Refine(SQ8)",
         ] {
             let factory: Factory = string.parse().unwrap();
@@ -271,7 +273,8 @@ mod tests {
             "ivf4,sq8",
             "PCA,IVF,SQ8",
             "PCA+3,IVF,SQ8",
-            "OPQ16,IVF,PQ16",
+            "OPQ,IVF,PQ16",
+            "OPQ16_,IVF,PQ16",
             "IVF,PQ0",
             "IVF,PQ8x5",
             "IVF,PQ8x4",

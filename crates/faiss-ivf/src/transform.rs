@@ -26,12 +26,13 @@ pub enum TransformKind {
     },
     /// A rotation and projection after which a product quantizer of `m` parts of 8
     /// bits loses little (Ge, He, Ke and Sun, "Optimized product quantization for
-    /// approximate nearest neighbor search", CVPR 2013; FAISS: `OPQ<m>_<out>`).
+    /// approximate nearest neighbor search", CVPR 2013; FAISS: `OPQ<m>_<out>`, or
+    /// `OPQ<m>` for as many dimensions as before).
     Opq {
-        /// The number of parts of the product quantizer, a divisor of `out`.
+        /// The number of parts of the product quantizer, a divisor of the dimensions after.
         m: usize,
-        /// The number of dimensions after, at most that before.
-        out: usize,
+        /// The number of dimensions after, at most that before, which it is by default.
+        out: Option<usize>,
     },
 }
 
@@ -39,8 +40,8 @@ impl TransformKind {
     /// The number of dimensions that become of `dim`.
     pub const fn out_dim(self, dim: usize) -> usize {
         match self {
-            TransformKind::RandomRotation => dim,
-            TransformKind::Pca { out } | TransformKind::Opq { out, .. } => out,
+            TransformKind::RandomRotation | TransformKind::Opq { out: None, .. } => dim,
+            TransformKind::Pca { out } | TransformKind::Opq { out: Some(out), .. } => out,
         }
     }
 }
@@ -121,7 +122,9 @@ impl Transform {
         let values = match kind {
             TransformKind::RandomRotation => random_rotation(dim)?,
             TransformKind::Pca { out } => principal_components(dim, out, sample)?,
-            TransformKind::Opq { m, out } => optimized_rotation(dim, m, out, sample, interrupted)?,
+            TransformKind::Opq { m, .. } => {
+                optimized_rotation(dim, m, kind.out_dim(dim), sample, interrupted)?
+            }
         };
         Self::from_matrix(kind, dim, &values)
     }

@@ -31,8 +31,11 @@ fn kinds(dim: usize) -> Vec<TransformKind> {
     vec![
         RandomRotation,
         Pca { out },
-        Opq { m: 1, out },
-        Opq { m: dim, out: dim },
+        Opq {
+            m: 1,
+            out: Some(out),
+        },
+        Opq { m: dim, out: None },
     ]
 }
 
@@ -236,7 +239,7 @@ fn an_optimized_rotation_makes_a_product_quantizer_lose_less() {
     };
     for threads in [1, 2] {
         with_threads(threads, || {
-            let rotation = train(TransformKind::Opq { m, out: dim }, dim, &sample);
+            let rotation = train(TransformKind::Opq { m, out: None }, dim, &sample);
             let (plain, rotated) = (lost(&sample), lost(&apply(&rotation, &sample)));
             assert!(rotated < 0.9 * plain, "{rotated} instead of {plain}");
         });
@@ -254,7 +257,10 @@ fn an_interrupt_ends_training() {
                 asked.set(asked.get() + 1);
                 asked.get() > 3
             };
-            let kind = TransformKind::Opq { m: 8, out: dim };
+            let kind = TransformKind::Opq {
+                m: 8,
+                out: Some(dim),
+            };
             let stopped = Transform::train(kind, dim, &sample, &interrupted);
             assert_eq!(stopped.map(|_| ()), Err(FaissError::Interrupted));
         });
@@ -267,9 +273,9 @@ fn shapes_that_do_not_fit_are_refused() {
     for kind in [
         Pca { out: 0 },
         Pca { out: 9 },
-        Opq { m: 1, out: 9 },
-        Opq { m: 0, out: 8 },
-        Opq { m: 3, out: 8 },
+        Opq { m: 1, out: Some(9) },
+        Opq { m: 0, out: Some(8) },
+        Opq { m: 3, out: Some(8) },
     ] {
         assert_invalid(Transform::check(kind, 8));
     }
