@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use sight_models::{Captioner, Model, ModelSummary, Placement, TextEncoder};
 use sight_protocol::{
@@ -17,6 +18,9 @@ use crate::log;
 use crate::model_thread::ModelHandle;
 use crate::registry::{Loaded, Registry, Room};
 use crate::statistics::Statistics;
+
+/// What a look at a model's files may take to be quick.
+const QUICK_LOOK: Duration = Duration::from_micros(200);
 
 /// A model that is ready.
 pub enum LoadedModel {
@@ -68,6 +72,10 @@ pub struct Models {
     registry: Arc<Registry<LoadedModel>>,
     loader: Loader,
     warm_up: bool,
+    /// The last look at a model's files took no time to speak of: on a local disk it
+    /// is a few system calls, and waking another thread for them would take longer. On
+    /// a slow one it must not hold up a thread that serves sockets.
+    look_is_quick: Arc<AtomicBool>,
 }
 
 impl Models {
@@ -82,6 +90,7 @@ impl Models {
                 statistics: Arc::clone(statistics),
             },
             warm_up: config.warm_up,
+            look_is_quick: Arc::default(),
         }
     }
 
@@ -93,8 +102,18 @@ impl Models {
     /// The revision of a model's files as they are now.
     pub async fn revision(&self, model: &ModelRef) -> Result<String, ErrorReply> {
         let directory = PathBuf::from(&model.directory);
-        on_blocking_thread(move || sight_models::revision(&directory).map_err(error::from_model))
-            .await
+        let look_is_quick = Arc::clone(&self.look_is_quick);
+        let look = move || {
+            let begun = Instant::now();
+            let revision = sight_models::revision(&directory).map_err(error::from_model);
+            look_is_quick.store(begun.elapsed() < QUICK_LOOK, Ordering::Relaxed);
+            revision
+        };
+        if self.look_is_quick.load(Ordering::Relaxed) {
+            error::guard(look)
+        } else {
+            on_blocking_thread(look).await
+        }
     }
 
     /// The model, loaded from its files as they are now.
