@@ -292,6 +292,13 @@ pub(super) unsafe fn lists(index: pg_sys::Relation, rows: f64) -> u32 {
     }
 }
 
+#[cfg_attr(
+    not(feature = "pg18"),
+    expect(
+        clippy::needless_update,
+        reason = "the elements have a further field since 18"
+    )
+)]
 #[pg_guard]
 pub(super) unsafe extern "C-unwind" fn amoptions(
     reloptions: pg_sys::Datum,
