@@ -181,10 +181,13 @@ impl Models {
     }
 
     /// Sees whether all loaded models work. Does not return while one hangs; one that
-    /// fails is logged, since that is no reason to end the others.
+    /// fails is logged, since that is no reason to end the others. At the end of the
+    /// server none works any more.
     pub async fn probe(&self, activity: &Arc<Activity>) {
         for loaded in self.loaded() {
-            if let Err(error) = loaded.model.probe(&activity.pass()).await {
+            if let Err(error) = loaded.model.probe(&activity.pass()).await
+                && error.code != ErrorCode::ShuttingDown
+            {
                 log::warning(format_args!(
                     "model \"{}\" does not work: {}",
                     loaded.directory, error.message

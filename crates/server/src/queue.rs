@@ -42,9 +42,13 @@ impl<E: Engine> Job<E> {
         self.ticket.is_cancelled() || lock(&self.answer).sender.is_none()
     }
 
-    /// Keeps the output of one input; the last one completes the answer.
+    /// Keeps the output of one input; the last one completes the answer. What comes after
+    /// an error was the answer, for another input or at the end of the server, is too late.
     fn store(&self, index: usize, output: E::Output) {
         let mut answer = lock(&self.answer);
+        if answer.sender.is_none() {
+            return;
+        }
         if answer.outputs[index].replace(output).is_none() {
             answer.missing -= 1;
         }

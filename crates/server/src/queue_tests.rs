@@ -197,6 +197,22 @@ fn a_refusing_queue_answers_those_who_wait_and_those_who_come() {
 }
 
 #[test]
+fn an_output_that_comes_after_the_refusal_is_too_late() {
+    let queue = Queue::<Fake>::new(1);
+    let mut answer = queue
+        .submit(&ticket(), Arc::new(0), 0, inputs(0, &[1, 1]))
+        .unwrap();
+    let batch = queue.next_batch().unwrap();
+    assert_eq!(batch.entries.len(), 1);
+    queue.refuse(error::shutting_down());
+    for entry in &batch.entries {
+        entry.store(7);
+    }
+    let error = answer.try_recv().unwrap().unwrap_err();
+    assert_eq!(error.code, ErrorCode::ShuttingDown);
+}
+
+#[test]
 fn a_finishing_queue_still_hands_out_what_waits() {
     let queue = Queue::<Fake>::new(2);
     let _waiting = queue.submit(&ticket(), Arc::new(0), 0, inputs(0, &[1]));
