@@ -70,3 +70,44 @@ fn the_last_scan_and_explain_show_what_was_read() {
         "{shown}"
     );
 }
+
+/// Pages that a scan of all lists asks for before it reads them.
+fn prefetched(client: &mut Client) -> i64 {
+    let query = "SELECT id FROM wide ORDER BY v <-> (SELECT v FROM wide WHERE id = 1) LIMIT 50";
+    assert_eq!(client.query(query, &[]).unwrap().len(), 50);
+    let asked = "SELECT pages_prefetched FROM sight_index_last_scan()";
+    client.query_one(asked, &[]).unwrap().get(0)
+}
+
+#[test]
+fn a_scan_reads_ahead_what_is_in_no_buffer() {
+    let settings = ["shared_buffers = 1MB", "effective_io_concurrency = 8"];
+    let cluster = Cluster::start(&settings);
+    let mut client = cluster.client();
+    client
+        .batch_execute(
+            "CREATE EXTENSION pg_sight CASCADE;
+            CREATE TABLE wide (id serial PRIMARY KEY, v vector(64));
+            INSERT INTO wide (v) SELECT (SELECT array_agg(sin(i * j)) FROM generate_series(1, 64) j)::vector
+            FROM generate_series(1, 10000) i;
+            CREATE INDEX wide_v ON wide USING faiss_ivf (v vector_l2_ops) WITH (factory = 'IVF20,Flat');
+            SET enable_seqscan = off;
+            SET faiss_ivf.nprobe = 20;",
+        )
+        .unwrap();
+    let pages: i64 = client
+        .query_one("SELECT pg_relation_size('wide_v') / 8192", &[])
+        .unwrap()
+        .get(0);
+    assert!(pages > 300, "{pages}");
+    // The index does not fit in the buffers, so that each scan throws out what it has read
+    // first. The second one remembers where it found everything, and must not rely on that.
+    for _ in 0..3 {
+        let asked = prefetched(&mut client);
+        assert!(asked > pages / 2, "{asked} of {pages}");
+    }
+    client
+        .batch_execute("SET effective_io_concurrency = 0")
+        .unwrap();
+    assert_eq!(prefetched(&mut client), 0);
+}

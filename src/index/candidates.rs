@@ -336,7 +336,7 @@ impl Candidates {
 
     /// Calls `announce` with the row pages that the next `count` candidates with bounds by
     /// their codes need, for each candidate once.
-    pub fn look_ahead(&mut self, count: usize, announce: impl Fn(Block)) {
+    pub fn look_ahead(&mut self, count: usize, mut announce: impl FnMut(Block)) {
         while let Some(place) = self.coded.queue.announce(count) {
             announce(self.coded.row(place, self.row_capacity).block);
         }

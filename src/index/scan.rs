@@ -357,7 +357,10 @@ impl Progress {
         check_for_interrupts!();
         self.work.refined += 1;
         let ahead = at.store.read_ahead();
-        (self.candidates).look_ahead(ahead, |block| at.store.prefetch(block));
+        let prefetched = &mut self.work.prefetched;
+        (self.candidates).look_ahead(ahead, |block| {
+            *prefetched += u64::from(at.store.prefetch(block));
+        });
         let list = self.lists.get(place.list as usize).list;
         let index = place.index;
         let refined = {
@@ -414,9 +417,10 @@ impl Progress {
             let ahead = at.store.read_ahead();
             let mut announced = 0;
             for turn in 0..cursors.len() {
+                announced = announced.max(turn);
                 while announced < cursors.len().min(turn + ahead) {
                     if let Some(block) = cursors[announced].1.next() {
-                        at.store.prefetch(block);
+                        self.work.prefetched += u64::from(at.store.prefetch(block));
                     }
                     announced += 1;
                 }

@@ -21,6 +21,8 @@ pub(super) struct Work {
     /// Rows that were left out to keep the order: they were found when rows that are
     /// farther had been returned.
     pub left_out: u64,
+    /// Pages of the index that the system was asked to read ahead.
+    pub prefetched: u64,
 }
 
 impl std::ops::AddAssign for Work {
@@ -31,6 +33,7 @@ impl std::ops::AddAssign for Work {
         self.reranked += other.reranked;
         self.rows += other.rows;
         self.left_out += other.left_out;
+        self.prefetched += other.prefetched;
     }
 }
 
@@ -69,6 +72,7 @@ fn sight_index_last_scan() -> TableIterator<
         name!(rows_reranked, i64),
         name!(rows_returned, i64),
         name!(rows_left_out, i64),
+        name!(pages_prefetched, i64),
     ),
 > {
     let row = |work: Work| {
@@ -79,6 +83,7 @@ fn sight_index_last_scan() -> TableIterator<
             work.reranked,
             work.rows,
             work.left_out,
+            work.prefetched,
         ];
         counts.map(|count| count as i64).into()
     };

@@ -254,13 +254,6 @@ int faiss_ivf_transform_apply(
         char* message,
         size_t message_bytes);
 
-/// Writes a random rotation of FAISS's own seed to `matrix` `(dim, dim)`.
-int faiss_ivf_random_rotation(
-        size_t dim,
-        float* matrix,
-        char* message,
-        size_t message_bytes);
-
 /// Writes the first `dim_out` principal components of `n` >= `dim` centred
 /// vectors, the largest first, to `matrix` `(dim_out, dim)`.
 int faiss_ivf_principal_components(

@@ -64,18 +64,6 @@ int faiss_ivf_transform_apply(
     });
 }
 
-int faiss_ivf_random_rotation(
-        size_t dim,
-        float* matrix,
-        char* message,
-        size_t message_bytes) {
-    return guarded(message, message_bytes, [&] {
-        faiss::RandomRotationMatrix rotation{int(dim), int(dim)};
-        rotation.train(0, nullptr);
-        std::copy(rotation.A.begin(), rotation.A.end(), matrix);
-    });
-}
-
 int faiss_ivf_principal_components(
         size_t dim,
         size_t dim_out,

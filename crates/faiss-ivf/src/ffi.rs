@@ -226,13 +226,6 @@ unsafe extern "C" {
         message_bytes: usize,
     ) -> c_int;
 
-    pub(crate) fn faiss_ivf_random_rotation(
-        dim: usize,
-        matrix: *mut f32,
-        message: *mut c_char,
-        message_bytes: usize,
-    ) -> c_int;
-
     pub(crate) fn faiss_ivf_principal_components(
         dim: usize,
         dim_out: usize,

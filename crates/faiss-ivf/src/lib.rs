@@ -32,6 +32,7 @@ mod packed;
 mod poll;
 mod product;
 mod quantizer;
+mod rotation;
 mod scale;
 mod scorer;
 mod signs;

@@ -1,6 +1,7 @@
 //! Linear maps before vectors are put into lists: FAISS's `LinearTransform`s, without
 //! what some of them add. FAISS subtracts the mean before it takes principal components;
-//! that changes no distance, but it would change inner products.
+//! that changes no distance, but it would change inner products. Its random rotation is a
+//! matrix, ours a [`Rotation`].
 
 use std::ptr::NonNull;
 
@@ -10,13 +11,14 @@ use crate::distance::{check_finite, rows};
 use crate::error::FaissError;
 use crate::poll::polled;
 use crate::quantizer::floats;
+use crate::rotation::Rotation;
 use crate::{Metric, ffi, scale, threads};
 
 /// How the map `y = A x` is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TransformKind {
     /// A random rotation, the same for each sample (FAISS: `RR`). It keeps lengths
-    /// and inner products.
+    /// and inner products, and takes `dim` log `dim` operations.
     RandomRotation,
     /// The first `out` principal components of vectors around their mean (FAISS:
     /// `PCA<out>`).
@@ -49,21 +51,73 @@ impl TransformKind {
 /// A trained [`TransformKind`].
 #[derive(Debug)]
 pub struct Transform {
-    handle: NonNull<ffi::Transform>,
+    map: Map,
     kind: TransformKind,
     dim: usize,
 }
 
+#[derive(Debug)]
+enum Map {
+    Rotation(Rotation),
+    Matrix(Matrix),
+}
+
+/// A `LinearTransform` of FAISS.
+#[derive(Debug)]
+struct Matrix(NonNull<ffi::Transform>);
+
 // SAFETY: the object is never changed after it was made, and FAISS reads it from
 // many threads itself.
-unsafe impl Send for Transform {}
+unsafe impl Send for Matrix {}
 // SAFETY: as above.
-unsafe impl Sync for Transform {}
+unsafe impl Sync for Matrix {}
 
-impl Drop for Transform {
+impl Drop for Matrix {
     fn drop(&mut self) {
         // SAFETY: the shim made it, and nobody else owns it.
-        unsafe { ffi::faiss_ivf_transform_free(self.handle.as_ptr()) };
+        unsafe { ffi::faiss_ivf_transform_free(self.0.as_ptr()) };
+    }
+}
+
+impl Matrix {
+    /// Of the values `(out, dim)`.
+    fn new(dim: usize, out: usize, values: &[f32]) -> Result<Self, FaissError> {
+        debug_assert_eq!(values.len(), dim * out);
+        check_finite(values, "values of a transform")?;
+        let mut handle = std::ptr::null_mut();
+        FaissError::check(|message, message_bytes| {
+            // SAFETY: the matrix has this length. The shim copies it.
+            unsafe {
+                ffi::faiss_ivf_transform_new(
+                    dim,
+                    out,
+                    values.as_ptr(),
+                    &mut handle,
+                    message,
+                    message_bytes,
+                )
+            }
+        })?;
+        NonNull::new(handle)
+            .map(Self)
+            .ok_or(FaissError::OutOfMemory)
+    }
+
+    /// Writes what becomes of `vectors` `(n, dim)` to `mapped` `(n, out)`.
+    fn apply(&self, vectors: &[f32], n: usize, mapped: &mut [f32]) -> Result<(), FaissError> {
+        FaissError::check(|message, message_bytes| {
+            // SAFETY: the slices hold n vectors before and after.
+            unsafe {
+                ffi::faiss_ivf_transform_apply(
+                    self.0.as_ptr(),
+                    vectors.as_ptr(),
+                    n,
+                    mapped.as_mut_ptr(),
+                    message,
+                    message_bytes,
+                )
+            }
+        })
     }
 }
 
@@ -119,53 +173,38 @@ impl Transform {
         if interrupted() {
             return Err(FaissError::Interrupted);
         }
+        let out = kind.out_dim(dim);
         let values = match kind {
-            TransformKind::RandomRotation => random_rotation(dim)?,
+            TransformKind::RandomRotation => {
+                let map = Map::Rotation(Rotation::new(dim));
+                return Ok(Self { map, kind, dim });
+            }
             TransformKind::Pca { out } => principal_components(dim, out, sample)?,
-            TransformKind::Opq { m, .. } => {
-                optimized_rotation(dim, m, kind.out_dim(dim), sample, interrupted)?
-            }
+            TransformKind::Opq { m, .. } => optimized_rotation(dim, m, out, sample, interrupted)?,
         };
-        Self::from_matrix(kind, dim, &values)
-    }
-
-    /// Of the matrix `(out, dim)`.
-    fn from_matrix(kind: TransformKind, dim: usize, matrix: &[f32]) -> Result<Self, FaissError> {
-        check_finite(matrix, "values of a transform")?;
-        let mut handle = std::ptr::null_mut();
-        FaissError::check(|message, message_bytes| {
-            // SAFETY: the matrix has the length that the kind says. The shim copies it.
-            unsafe {
-                ffi::faiss_ivf_transform_new(
-                    dim,
-                    kind.out_dim(dim),
-                    matrix.as_ptr(),
-                    &mut handle,
-                    message,
-                    message_bytes,
-                )
-            }
-        })?;
-        Ok(Transform {
-            handle: NonNull::new(handle).ok_or(FaissError::OutOfMemory)?,
-            kind,
-            dim,
-        })
+        let map = Map::Matrix(Matrix::new(dim, out, &values)?);
+        Ok(Self { map, kind, dim })
     }
 
     /// Bytes of what [`state`](Self::state) returns.
     pub const fn state_size(kind: TransformKind, dim: usize) -> usize {
-        dim * kind.out_dim(dim) * size_of::<f32>()
+        match kind {
+            TransformKind::RandomRotation => Rotation::state_size(dim),
+            _ => dim * kind.out_dim(dim) * size_of::<f32>(),
+        }
     }
 
-    /// What has to be stored to make this map again: the matrix `(out, dim)`, floats in
-    /// the byte order of the machine.
+    /// What has to be stored to make this map again: the signs of a rotation, otherwise the
+    /// matrix `(out, dim)`, floats in the byte order of the machine.
     pub fn state(&self) -> Vec<u8> {
-        // SAFETY: the object owns a matrix of this length, by which it was made, and it
-        // neither moves nor changes while the object lives.
-        let matrix = unsafe {
-            let matrix = ffi::faiss_ivf_transform_matrix(self.handle.as_ptr());
-            std::slice::from_raw_parts(matrix, self.dim * self.out_dim())
+        let matrix = match &self.map {
+            Map::Rotation(rotation) => return rotation.state(),
+            // SAFETY: the object owns a matrix of this length, by which it was made, and it
+            // neither moves nor changes while the object lives.
+            Map::Matrix(matrix) => unsafe {
+                let values = ffi::faiss_ivf_transform_matrix(matrix.0.as_ptr());
+                std::slice::from_raw_parts(values, self.dim * self.out_dim())
+            },
         };
         matrix
             .iter()
@@ -180,8 +219,13 @@ impl Transform {
     /// `OutOfMemory`.
     pub fn from_state(kind: TransformKind, dim: usize, state: &[u8]) -> Result<Self, FaissError> {
         Self::check(kind, dim)?;
-        let values = floats(state, Self::state_size(kind, dim))?;
-        Self::from_matrix(kind, dim, &values)
+        let map = if kind == TransformKind::RandomRotation {
+            Map::Rotation(Rotation::from_state(dim, state)?)
+        } else {
+            let values = floats(state, Self::state_size(kind, dim))?;
+            Map::Matrix(Matrix::new(dim, kind.out_dim(dim), &values)?)
+        };
+        Ok(Self { map, kind, dim })
     }
 
     /// How the map was found.
@@ -201,7 +245,7 @@ impl Transform {
 
     /// Appends what becomes of `vectors` `(n, dim)` to `out`: `(n, out_dim)`.
     ///
-    /// It cannot be interrupted: give it vectors in batches. It uses the threads of
+    /// It cannot be interrupted: give it vectors in batches. Matrices use the threads of
     /// [`set_threads`](crate::set_threads).
     ///
     /// # Errors
@@ -221,36 +265,18 @@ impl Transform {
             return Ok(());
         }
         let mapped = &mut out[begin..];
-        let run = || {
-            FaissError::check(|message, message_bytes| {
-                // SAFETY: the slices hold n vectors before and after.
-                unsafe {
-                    ffi::faiss_ivf_transform_apply(
-                        self.handle.as_ptr(),
-                        vectors.as_ptr(),
-                        n,
-                        mapped.as_mut_ptr(),
-                        message,
-                        message_bytes,
-                    )
-                }
-            })
-        };
-        threads::for_size(vectors.len().saturating_mul(self.out_dim()), run)
-    }
-}
-
-fn random_rotation(dim: usize) -> Result<Vec<f32>, FaissError> {
-    let mut matrix = vec![0.0; dim * dim];
-    threads::alone(|| {
-        FaissError::check(|message, message_bytes| {
-            // SAFETY: there is room for the matrix.
-            unsafe {
-                ffi::faiss_ivf_random_rotation(dim, matrix.as_mut_ptr(), message, message_bytes)
+        match &self.map {
+            Map::Rotation(rotation) => {
+                mapped.copy_from_slice(vectors);
+                rotation.apply(mapped);
+                Ok(())
             }
-        })
-    })?;
-    Ok(matrix)
+            Map::Matrix(matrix) => {
+                let run = || matrix.apply(vectors, n, mapped);
+                threads::for_size(vectors.len().saturating_mul(self.out_dim()), run)
+            }
+        }
+    }
 }
 
 /// `sample` `(n, dim)` around its mean, divided by a [`scale::unit`], as which FAISS can

@@ -118,15 +118,16 @@ impl RelationStore {
         usize::try_from(unsafe { pg_sys::effective_io_concurrency }).unwrap_or(0)
     }
 
-    /// Asks the system to read `block`, which will be read soon, if it is in no buffer.
-    pub fn prefetch(&self, block: Block) {
+    /// Asks the system to read `block`, which will be read soon, if it is in no buffer;
+    /// whether it did.
+    pub fn prefetch(&self, block: Block) -> bool {
         let recent = self.recent.as_ref();
-        if recent.is_some_and(|recent| recent.known(block).is_some()) {
-            return;
+        if recent.is_some_and(|recent| recent.is_at_hand(block)) {
+            return false;
         }
         if block >= self.known_blocks.get() && block >= self.block_count() {
             // It is an error when it is read.
-            return;
+            return false;
         }
         // SAFETY: the relation is open and the block exists.
         let found = unsafe { pg_sys::PrefetchBuffer(self.relation, self.fork, block) };
@@ -135,6 +136,7 @@ impl RelationStore {
         {
             recent.remember(block, found.recent_buffer);
         }
+        found.initiated_io
     }
 
     /// Writes all pages of the fork into the write-ahead log, if the relation
@@ -172,12 +174,15 @@ impl RelationStore {
     /// Pins `block`, which must exist.
     fn pin(&self, block: Block) -> Result<PinnedBuffer, StoreError> {
         let recent = self.recent.as_ref();
-        if let Some(buffer) = recent.and_then(|recent| recent.find(block)) {
+        if let Some(recent) = recent
+            && let Some(buffer) = recent.find(block)
+        {
             // SAFETY: the relation is open.
             let pinned = unsafe { PinnedBuffer::again(self.relation, self.fork, block, buffer) };
             if let Some(pinned) = pinned {
                 return Ok(pinned);
             }
+            recent.forget(block);
         }
         if block >= self.known_blocks.get() && block >= self.block_count() {
             return Err(StoreError::Corrupted {

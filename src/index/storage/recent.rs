@@ -13,6 +13,10 @@ const MOST_REMEMBERED: u32 = 1 << 16;
 /// that its buffer is used, and keep it rather than others.
 const LOOKED_UP: u32 = 8;
 
+/// After a page that was no longer where it was found last, so many of those to be read soon
+/// are looked up before: others have probably been replaced too.
+const DOUBTED: u32 = 1 << 10;
+
 /// A block and the buffer that it was in.
 type Place = (Block, pg_sys::Buffer);
 
@@ -22,6 +26,8 @@ pub(in crate::index) struct RecentBuffers {
     places: Vec<Cell<Place>>,
     /// Pages that were wanted.
     wanted: Cell<u32>,
+    /// How many times more what is known is not to be relied on.
+    doubts: Cell<u32>,
 }
 
 impl RecentBuffers {
@@ -32,6 +38,7 @@ impl RecentBuffers {
         Self {
             places: vec![Cell::new(none); count as usize],
             wanted: Cell::new(0),
+            doubts: Cell::new(0),
         }
     }
 
@@ -52,8 +59,25 @@ impl RecentBuffers {
             .filter(|_| !wanted.is_multiple_of(LOOKED_UP))
     }
 
+    /// Whether `block` is in a buffer in all probability.
+    pub(super) fn is_at_hand(&self, block: Block) -> bool {
+        if self.known(block).is_none() {
+            return false;
+        }
+        let doubts = self.doubts.get();
+        self.doubts.set(doubts.saturating_sub(1));
+        doubts == 0
+    }
+
+    /// `block` is no longer in the buffer that it was in.
+    pub(super) fn forget(&self, block: Block) {
+        self.place(block)
+            .set((block, pg_sys::InvalidBuffer as pg_sys::Buffer));
+        self.doubts.set(DOUBTED);
+    }
+
     /// The buffer that `block` was in.
-    pub(super) fn known(&self, block: Block) -> Option<pg_sys::Buffer> {
+    fn known(&self, block: Block) -> Option<pg_sys::Buffer> {
         let (found, buffer) = self.place(block).get();
         let is_known = found == block && buffer != pg_sys::InvalidBuffer as pg_sys::Buffer;
         is_known.then_some(buffer)
