@@ -113,6 +113,14 @@ def arguments():
     add("--lists", type=int, help="of each index (default: square root of the rows)")
     add("--build-memory", default="1GB", help="maintenance_work_mem (default %(default)s)")
     add("--builds", type=int, default=1, help="of each index and number of workers (default %(default)s)")
+    add(
+        "--workers",
+        type=lambda text: [int(number) for number in text.split(",")],
+        choices=[[1], [2], [1, 2]],
+        default=[1, 2],
+        metavar="1|2|1,2",
+        help="numbers of processes that build an index (default 1,2)",
+    )
     add("--rounds", type=int, default=3, help="of all queries at each recall (default %(default)s)")
     add("--inserts", type=int, default=5000, help="rows (default %(default)s)")
     add(

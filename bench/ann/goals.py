@@ -6,7 +6,7 @@ from statistics import median
 
 from candidates import in_process_name
 from measuring import ratios
-from phases import MIDDLE
+from phases import MIDDLE, WORKERS
 
 OURS = "faiss_ivf"
 FAST_SCAN = re.compile(r"x4fs|RaBitQ")
@@ -74,10 +74,25 @@ def seconds(methods, name, workers):
     return [made["seconds"] for made in dig(methods, name, "build", str(workers)) or []]
 
 
+def build_quotient(methods, ours, theirs):
+    """Ratio of the seconds of builds by as many processes: the fewest that both were built by."""
+    for workers in WORKERS:
+        found = quotient(seconds(methods, theirs, workers), seconds(methods, ours, workers))
+        if found:
+            return found
+    return None
+
+
 def size(methods, name):
     """Bytes of the index."""
-    made = dig(methods, name, "build", "1")
-    return made[-1]["size"] if made else None
+    made = last_build(dig(methods, name, "build") or {})
+    return made["size"] if made else None
+
+
+def last_build(builds):
+    """The last build by the fewest processes, or None."""
+    made = [builds[str(workers)][-1] for workers in WORKERS if builds.get(str(workers))]
+    return made[0] if made else None
 
 
 def by_using(methods, using):
@@ -110,8 +125,8 @@ def goals(results, name, small):
     inserts = [dig(methods, who, "inserts", "one", "rates") for who in (name, flat)]
     sizes = [size(methods, who) for who in (name, flat)]
     found += [
-        Goal("build, times faster than ivfflat: at least 1.5", quotient(seconds(methods, flat, 1), one), 1.5),
-        Goal("build, times faster than hnsw: at least 15", quotient(seconds(methods, graph, 1), one), 15),
+        Goal("build, times faster than ivfflat: at least 1.5", build_quotient(methods, name, flat), 1.5),
+        Goal("build, times faster than hnsw: at least 15", build_quotient(methods, name, graph), 15),
         Goal("build, times faster with two processes", quotient(one, seconds(methods, name, 2))),
         Goal(
             "size, of ivfflat's: at most 0.33",

@@ -126,7 +126,8 @@ class Bench:
                 phases.build(None, self.pids, method, table, self.data, self.lists, memory, 2)
             return
         watch = self.watch("build")
-        made = phases.build_rounds(watch, self.pids, pairs, self.data, self.lists, memory, self.args.builds)
+        times, workers = self.args.builds, self.args.workers
+        made = phases.build_rounds(watch, self.pids, pairs, self.data, self.lists, memory, times, workers)
         for name, builds in made.items():
             self.results.keep("build", name, builds)
         self.ran("build", f"maintenance_work_mem = {memory}")

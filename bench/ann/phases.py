@@ -57,10 +57,13 @@ def build(watch, pids, method, table, data, lists, memory, workers):
     return {"seconds": seconds, "memory": peak, "size": size}
 
 
-def build_rounds(watch, pids, methods, data, lists, memory, times):
-    """{name: {"1": [build], "2": [build]}}; methods take turns. `methods`: (method, table) pairs."""
-    results = {method.name: {str(workers): [] for workers in WORKERS} for method, _ in methods}
-    for workers in WORKERS:
+def build_rounds(watch, pids, methods, data, lists, memory, times, chosen=WORKERS):
+    """{name: {"1": [build], "2": [build]}}; methods take turns. `methods`: (method, table) pairs.
+
+    `chosen` are the numbers of processes.
+    """
+    results = {method.name: {str(workers): [] for workers in chosen} for method, _ in methods}
+    for workers in chosen:
         for place in range(times):
             for method, table in methods if place % 2 == 0 else methods[::-1]:
                 made = build(watch, pids, method, table, data, lists, memory, workers)

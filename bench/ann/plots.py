@@ -3,7 +3,7 @@
 from pathlib import Path
 from statistics import median
 
-from goals import dig
+from goals import last_build
 from phases import WORKERS
 
 # What lies below is of no use.
@@ -67,15 +67,17 @@ def draw_build(pyplot, results):
     names = list(made)
     height = 0.8 / len(WORKERS)
     for place, workers in enumerate(WORKERS):
-        seconds = [median(build["seconds"] for build in dig(made, name, str(workers))) for name in names]
-        heights = [row + height * (place - 0.5) for row in range(len(names))]
+        rows = [row for row, name in enumerate(names) if made[name].get(str(workers))]
+        builds = [made[names[row]][str(workers)] for row in rows]
+        seconds = [median(build["seconds"] for build in of_one) for of_one in builds]
+        heights = [row + height * (place - 0.5) for row in rows]
         label = f"{workers} process{'es' if workers > 1 else ''}"
         bars = times.barh(heights, seconds, height, label=label)
         times.bar_label(bars, [f"{value:,.1f}" for value in seconds], padding=3)
     times.set_xscale("log")
     times.set_xlabel("seconds to build")
     times.legend()
-    bars = sizes.barh(names, [made[name]["1"][-1]["size"] / 2**20 for name in names])
+    bars = sizes.barh(names, [last_build(made[name])["size"] / 2**20 for name in names])
     sizes.bar_label(bars, fmt="{:,.0f}", padding=3)
     sizes.set_xlabel("MiB on disk")
     times.set_yticks(range(len(names)), names)

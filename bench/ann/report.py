@@ -6,7 +6,7 @@ from statistics import median
 import goals
 import plots
 import writing
-from goals import dig
+from goals import dig, last_build
 from measuring import markdown_table, spread
 from phases import FILTERS, MIDDLE, WORKERS
 from search import MANY, TARGETS
@@ -78,15 +78,15 @@ def build_table(results):
     header += ["of one", "size in MiB", "peak private MB"]
     rows = []
     for name, builds in having(results, "build"):
-        seconds = [[made["seconds"] for made in builds[str(workers)]] for workers in WORKERS]
-        one = builds["1"]
+        seconds = [[made["seconds"] for made in builds.get(str(workers), [])] for workers in WORKERS]
+        last = last_build(builds)
         rows.append(
             [
                 name,
-                *(several(times, 1) for times in seconds),
-                f"{median(seconds[0]) / median(seconds[1]):.2f}",
-                number(one[-1]["size"] / 2**20),
-                number(max(made["memory"] for made in one) / 1e6),
+                *(several(times, 1) if times else MISSING for times in seconds),
+                f"{median(seconds[0]) / median(seconds[1]):.2f}" if all(seconds) else MISSING,
+                number(last["size"] / 2**20),
+                number(last["memory"] / 1e6),
             ]
         )
     return markdown_table(header, rows)

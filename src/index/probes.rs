@@ -1,11 +1,14 @@
 //! How many lists a scan reads: what a setting says, or as few as the recall curve
 //! allows for the recall that is wanted.
 
+use faiss_ivf::FaissError;
 use ivf_store::{Meta, RECALL_ROWS, RecallCurve};
 use pgrx::pg_sys;
 
+use super::list_reading::Comparison;
 use super::options::{self, IterativeScan};
 use super::ranking::Ranking;
+use super::trained::Trained;
 
 /// A scan has read at least so many times as many entries as it has returned rows, as
 /// long as there are further lists: of what lies in lists, only the nearer part is known
@@ -62,20 +65,29 @@ impl Probes {
         }
     }
 
-    /// For a query with such lists. `gap` is that between the keys of the
-    /// nearest list and another.
-    pub fn of_query(self, lists: &mut Ranking, gap: impl Fn(f32, f32) -> f32) -> Self {
-        let within = (self.reach).and_then(|reach| lists.within(reach, self.first as usize, gap));
-        let Some(first) = within else {
-            return self;
+    /// For a query with such lists.
+    ///
+    /// # Errors
+    /// As for [`Ranking::sort`].
+    pub fn of_query(
+        self,
+        lists: &mut Ranking,
+        comparison: &Comparison,
+        trained: &Trained,
+    ) -> Result<Self, FaissError> {
+        let Some(reach) = self.reach else {
+            return Ok(self);
+        };
+        let Some(first) = lists.within(reach, self.first as usize, comparison, trained)? else {
+            return Ok(self);
         };
         let first = first as u32;
-        Self {
+        Ok(Self {
             first,
             mean: first.into(),
             most: most(first, lists.len() as u32),
             ..self
-        }
+        })
     }
 
     /// How many lists a scan has read before it returns row number `row`, from 1, if the

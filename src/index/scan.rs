@@ -19,6 +19,9 @@ use super::storage::RelationStore;
 use super::trained::Trained;
 use super::work::Work;
 
+/// So many candidates ahead the processor is told what will be read.
+const NEAR: usize = 8;
+
 /// What a scan keeps between its calls.
 pub(super) struct ScanState {
     /// Where things live that last as long as the scan.
@@ -193,8 +196,9 @@ unsafe fn begin(scan: pg_sys::IndexScanDesc, store: &RelationStore) -> Progress 
             .or_raise(index);
         let mut lists = Ranking::new(&trained, comparison.as_ref()).or_raise(index);
         let mut probes = Probes::choose(index, &trained.curve, &meta);
-        if let Some(Comparison { coded, .. }) = &comparison {
-            probes = probes.of_query(&mut lists, |nearest, key| coded.gap(nearest, key));
+        if let Some(comparison) = &comparison {
+            let of_query = probes.of_query(&mut lists, comparison, &trained);
+            probes = of_query.or_raise(index);
         }
         Progress {
             layout: meta.layout,
@@ -349,6 +353,19 @@ impl Progress {
         self.add_exact(tid, opclass.key(distance[0]));
     }
 
+    /// Announces the rows of the candidates that are probably the next.
+    fn look_ahead(&mut self, at: &At<'_>) {
+        let (ahead, layout) = (at.store.read_ahead(), self.layout);
+        let prefetched = &mut self.work.prefetched;
+        (self.candidates).look_ahead(ahead.max(NEAR), |row| {
+            if ahead > 0 {
+                *prefetched += u64::from(at.store.prefetch(row.block));
+            }
+            let touched = RowPage::touched(layout, row.index);
+            at.store.bring_near(row.block, touched);
+        });
+    }
+
     /// Reads the row page of a candidate.
     ///
     /// # Safety
@@ -356,11 +373,7 @@ impl Progress {
     unsafe fn refine(&mut self, place: RowPlace, at: &At<'_>) {
         check_for_interrupts!();
         self.work.refined += 1;
-        let ahead = at.store.read_ahead();
-        let prefetched = &mut self.work.prefetched;
-        (self.candidates).look_ahead(ahead, |block| {
-            *prefetched += u64::from(at.store.prefetch(block));
-        });
+        self.look_ahead(at);
         let list = self.lists.get(place.list as usize).list;
         let index = place.index;
         let refined = {
@@ -406,7 +419,10 @@ impl Progress {
         if count == 0 || self.work.entries >= self.most_rows {
             return 0;
         }
-        self.lists.sort(self.probed + count);
+        let sorted =
+            (self.lists).sort(self.probed + count, self.comparison.as_ref(), &self.trained);
+        // SAFETY: the caller's promise.
+        unsafe { sorted.or_raise(at.index) };
         let mut cursors: Vec<(usize, ListCursor)> = (self.probed..self.probed + count)
             .map(|place| (place, self.lists.get(place)))
             .map(|(place, list)| (place, ListCursor::new(list.list, list.first)))

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use faiss_ivf::{CoarseCentroids, Coding, Factory, FaissError, Metric};
 use ivf_store::{
@@ -33,9 +34,14 @@ pub(super) struct Lists {
     pub centroids: Vec<f32>,
     /// Squared lengths of the centroids.
     pub squares: Vec<f32>,
-    /// By which the list of one vector is found; made when it is first wanted.
+    /// By which the lists of one vector are found; made when they are first wanted.
     coarse: OnceLock<CoarseCentroids>,
+    /// Whether lists were ranked before.
+    was_ranked: AtomicBool,
 }
+
+/// So many floats are ranked as fast in full.
+const FEW_FLOATS: usize = 1 << 15;
 
 impl Lists {
     pub fn new(metric: Metric, dim: usize, centroids: Vec<f32>) -> Self {
@@ -49,7 +55,26 @@ impl Lists {
             centroids,
             squares,
             coarse: OnceLock::new(),
+            was_ranked: AtomicBool::new(false),
         }
+    }
+
+    /// Centroids by which the lists of a query are ranked faster than by all that is known
+    /// of them; not for the first query, which would have to wait for them to be made.
+    pub fn coarse_for_rank(&self) -> Option<&CoarseCentroids> {
+        if self.centroids.len() <= FEW_FLOATS {
+            return None;
+        }
+        let is_first = !self.was_ranked.swap(true, Ordering::Relaxed);
+        match is_first {
+            true => self.coarse.get(),
+            false => Some(self.coarse()),
+        }
+    }
+
+    fn coarse(&self) -> &CoarseCentroids {
+        self.coarse
+            .get_or_init(|| CoarseCentroids::new(self.metric, self.dim, &self.centroids))
     }
 
     /// The list of one vector `(dim)`, as the transform maps it.
@@ -57,10 +82,7 @@ impl Lists {
         if self.centroids.len() <= self.dim {
             return Ok(0);
         }
-        let coarse = self
-            .coarse
-            .get_or_init(|| CoarseCentroids::new(self.metric, self.dim, &self.centroids));
-        let list = coarse.nearest(mapped, &self.centroids)?;
+        let list = self.coarse().nearest(mapped, &self.centroids)?;
         Ok(list as u32)
     }
 

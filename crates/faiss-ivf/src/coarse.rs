@@ -1,4 +1,4 @@
-//! The nearest centroid of one vector, found by reading a quarter of the centroids' bytes.
+//! The nearest centroids of one vector, found by reading a quarter of the centroids' bytes.
 //!
 //! What ranking centroids for a single vector costs is reading them. So each centroid c is
 //! kept a second time as ĉ = s C with integers C of 8 bits, and the vector z becomes
@@ -7,7 +7,9 @@
 //!   |⟨z, c⟩ - s t ⟨Z, C⟩| ≤ ‖z‖ ‖c - ĉ‖ + ‖z - ẑ‖ ‖ĉ‖,
 //!
 //! by Cauchy and Schwarz. Only centroids that may be the nearest by these bounds are looked
-//! at in full, which are few, and the one that is found is the nearest.
+//! at in full, which are few, and the one that is found is the nearest. Bounds that hold in
+//! all likelihood are much closer: rounding errors point in random directions, so that their
+//! products with a vector have a standard deviation of the product of the lengths / √d.
 
 use crate::coding::squared;
 use crate::error::FaissError;
@@ -22,6 +24,9 @@ const _: () = assert!(127 * 2047 * MOST_DIMENSIONS < 1 << 31);
 
 /// Distances of vectors that are shorter do not overflow.
 const LONGEST: f64 = 1e18;
+
+/// An estimate is off by more than so many standard deviations in one of 30,000 cases.
+const DEVIATIONS: f64 = 4.0;
 
 /// What sums of 32-bit floats may be wrong by, relative to the lengths of the vectors.
 const ROUNDING: f64 = 1e-5;
@@ -47,6 +52,38 @@ struct Bounds {
     error: f64,
     /// ‖ĉ‖, and ‖c‖ if that is longer.
     length: f64,
+}
+
+/// A vector, and its products with all centroids.
+struct CoarseQuery {
+    /// ‖z‖
+    length: f64,
+    /// t
+    scale: f64,
+    /// ‖z - ẑ‖
+    error: f64,
+    /// ⟨Z, C⟩
+    products: Vec<i32>,
+}
+
+impl CoarseQuery {
+    /// The key of a centroid, but for ‖z‖² under L2.
+    fn key(&self, metric: Metric, product: i32, bounds: &Bounds) -> f64 {
+        let product = bounds.scale * self.scale * f64::from(product);
+        match metric {
+            Metric::InnerProduct => -product,
+            Metric::L2 => bounds.square - 2.0 * product,
+        }
+    }
+
+    /// What the key of a centroid may be wrong by where the product is by `slack`.
+    fn key_slack(&self, metric: Metric, slack: f64, bounds: &Bounds) -> f64 {
+        let slack = slack + ROUNDING * self.length * bounds.length;
+        match metric {
+            Metric::InnerProduct => slack,
+            Metric::L2 => 2.0 * slack + ROUNDING * (bounds.square + self.length * self.length),
+        }
+    }
 }
 
 impl CoarseCentroids {
@@ -118,28 +155,17 @@ impl CoarseCentroids {
 
     /// The centroids that may be the nearest; `None` if numbers are too great to tell.
     fn candidates(&self, query: &[f32]) -> Option<Vec<usize>> {
-        let length = squared(query).sqrt();
-        if !self.fits || length >= LONGEST {
-            return None;
-        }
-        let mut numbers = Vec::with_capacity(self.dim);
-        let scale = quantize(query, VECTOR_LIMIT, |number| numbers.push(number as i16));
-        let (error, _) = compare(query, scale, numbers.iter().map(|&number| number.into()));
+        let coarse = self.query(query)?;
         // Least and greatest key of each: smaller is nearer.
-        let products = self.products(&numbers);
-        let keys: Vec<(f64, f64)> = (products.iter().zip(&self.centroids))
+        let keys: Vec<(f64, f64)> = coarse
+            .products
+            .iter()
+            .zip(&self.centroids)
             .map(|(&product, bounds)| {
-                let product = bounds.scale * scale * f64::from(product);
-                let slack =
-                    length * (bounds.error + ROUNDING * bounds.length) + error * bounds.length;
-                match self.metric {
-                    Metric::InnerProduct => (-product - slack, slack - product),
-                    Metric::L2 => {
-                        let key = bounds.square - 2.0 * product;
-                        let slack = 2.0 * slack + ROUNDING * (bounds.square + length * length);
-                        (key - slack, key + slack)
-                    }
-                }
+                let slack = coarse.length * bounds.error + coarse.error * bounds.length;
+                let key = coarse.key(self.metric, product, bounds);
+                let slack = coarse.key_slack(self.metric, slack, bounds);
+                (key - slack, key + slack)
             })
             .collect();
         let bound = (keys.iter()).fold(f64::INFINITY, |least, key| least.min(key.1));
@@ -149,6 +175,43 @@ impl CoarseCentroids {
                 .map(|(row, _)| row)
                 .collect(),
         )
+    }
+
+    /// Estimates of the keys of all centroids, without what is the same for all of them:
+    /// smaller is nearer. And by how much each is off at most in all likelihood. `None` if
+    /// numbers are too great to tell, or for a query of another length.
+    #[must_use]
+    pub fn estimates(&self, query: &[f32]) -> Option<(Vec<f32>, f32)> {
+        let coarse = self.query(query)?;
+        let deviations = DEVIATIONS / (self.dim as f64).sqrt();
+        let mut most = 0.0f64;
+        let keys = (coarse.products.iter())
+            .zip(&self.centroids)
+            .map(|(&product, bounds)| {
+                let error = coarse.length * bounds.error + coarse.error * bounds.length;
+                most = most.max(coarse.key_slack(self.metric, error * deviations, bounds));
+                coarse.key(self.metric, product, bounds) as f32
+            })
+            .collect();
+        Some((keys, most as f32))
+    }
+
+    /// `None` if numbers are too great, or for a query of another length.
+    fn query(&self, query: &[f32]) -> Option<CoarseQuery> {
+        let length = squared(query).sqrt();
+        if !self.fits || length >= LONGEST || query.len() != self.dim {
+            return None;
+        }
+        let mut numbers = Vec::with_capacity(self.dim);
+        let scale = quantize(query, VECTOR_LIMIT, |number| numbers.push(number as i16));
+        let (error, _) = compare(query, scale, numbers.iter().map(|&number| number.into()));
+        let products = self.products(&numbers);
+        Some(CoarseQuery {
+            length,
+            scale,
+            error,
+            products,
+        })
     }
 
     /// ⟨Z, C⟩ with all centroids.

@@ -3,7 +3,7 @@
 use crate::coding::{Coding, FLOAT, dot, float, is_cut_off, squared, subtract};
 use crate::error::FaissError;
 use crate::scorer::Scorer;
-use crate::{Metric, distances};
+use crate::{CoarseCentroids, Metric, distances};
 
 /// By refine codes a row is taken to be no nearer than its estimate less so many more
 /// standard deviations than by codes: of few rows the refine codes are looked at.
@@ -105,6 +105,18 @@ impl CodedQuery {
             }
         }
         Ok(keys)
+    }
+
+    /// [`CoarseCentroids::estimates`] of the keys of these centroids.
+    #[must_use]
+    pub fn rank_coarsely(&self, centroids: &CoarseCentroids) -> Option<(Vec<f32>, f32)> {
+        let (mut keys, slack) = centroids.estimates(&self.mapped)?;
+        if self.metric == Metric::L2 {
+            for key in &mut keys {
+                *key += self.square as f32;
+            }
+        }
+        Some((keys, slack))
     }
 
     /// [`gap`] of a centroid, by its key and that of the nearest one.

@@ -356,3 +356,35 @@ fn normalize_gives_unit_vectors_and_keeps_zero() {
     assert_invalid(normalize(3, &mut vectors));
     assert_invalid(normalize(0, &mut vectors));
 }
+
+#[test]
+fn estimates_of_coarse_centroids_are_close() {
+    let (dim, clusters, queries) = (384, 500, 40);
+    for metric in METRICS {
+        let mut random = Random(9);
+        let centroids = random.vectors(clusters, dim);
+        let points = random.vectors(queries, dim);
+        let coarse = CoarseCentroids::new(metric, dim, &centroids);
+        let mut beyond = 0;
+        for point in points.chunks_exact(dim) {
+            let (keys, slack) = coarse.estimates(point).unwrap();
+            assert_eq!(keys.len(), clusters);
+            let square: f64 = point.iter().map(|x| f64::from(*x).powi(2)).sum();
+            // A hundredth of what keys differ by, about.
+            assert!(
+                f64::from(slack) < 0.02 * square,
+                "{metric:?}: {slack} of {square}"
+            );
+            for (key, centroid) in keys.iter().zip(centroids.chunks_exact(dim)) {
+                let exact = match metric {
+                    Metric::L2 => distance(metric, point, centroid) - square,
+                    Metric::InnerProduct => -distance(metric, point, centroid),
+                };
+                beyond += usize::from((f64::from(*key) - exact).abs() > f64::from(slack));
+            }
+        }
+        assert!(beyond <= clusters * queries / 1000, "{metric:?}: {beyond}");
+        assert!(coarse.estimates(&[0.0; 3]).is_none());
+        assert!(coarse.estimates(&[f32::MAX; 384]).is_none());
+    }
+}
