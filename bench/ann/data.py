@@ -149,11 +149,14 @@ class Mixture:
     map, the cluster's own, of a normal vector of `intrinsic` dimensions, whose
     length is about `spread`, and normal noise of length about `noise` in all
     dimensions; at length 1. Vectors of a number are always the same.
+
+    The clusters are few, so that each is spread over many lists of an inverted
+    file, and the neighbours of a vector lie in several, as among real embeddings.
     """
 
     count: int
     dimensions: int = 768
-    clusters: int = 2000
+    clusters: int = 20
     intrinsic: int = 24
     spread: float = 0.8
     noise: float = 0.1
