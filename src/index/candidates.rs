@@ -334,11 +334,11 @@ impl Candidates {
         self.exact.singles.push(row);
     }
 
-    /// Calls `announce` with the rows that the next `count` candidates with bounds by
+    /// Calls `announce` with the row pages that the next `count` candidates with bounds by
     /// their codes need, for each candidate once.
-    pub fn look_ahead(&mut self, count: usize, mut announce: impl FnMut(RowPlace)) {
+    pub fn look_ahead(&mut self, count: usize, mut announce: impl FnMut(Block)) {
         while let Some(place) = self.coded.queue.announce(count) {
-            announce(self.coded.row(place, self.row_capacity));
+            announce(self.coded.row(place, self.row_capacity).block);
         }
     }
 

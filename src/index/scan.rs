@@ -19,9 +19,6 @@ use super::storage::RelationStore;
 use super::trained::Trained;
 use super::work::Work;
 
-/// So many candidates ahead the processor is told what will be read.
-const NEAR: usize = 8;
-
 /// What a scan keeps between its calls.
 pub(super) struct ScanState {
     /// Where things live that last as long as the scan.
@@ -353,19 +350,6 @@ impl Progress {
         self.add_exact(tid, opclass.key(distance[0]));
     }
 
-    /// Announces the rows of the candidates that are probably the next.
-    fn look_ahead(&mut self, at: &At<'_>) {
-        let (ahead, layout) = (at.store.read_ahead(), self.layout);
-        let prefetched = &mut self.work.prefetched;
-        (self.candidates).look_ahead(ahead.max(NEAR), |row| {
-            if ahead > 0 {
-                *prefetched += u64::from(at.store.prefetch(row.block));
-            }
-            let touched = RowPage::touched(layout, row.index);
-            at.store.bring_near(row.block, touched);
-        });
-    }
-
     /// Reads the row page of a candidate.
     ///
     /// # Safety
@@ -373,7 +357,11 @@ impl Progress {
     unsafe fn refine(&mut self, place: RowPlace, at: &At<'_>) {
         check_for_interrupts!();
         self.work.refined += 1;
-        self.look_ahead(at);
+        let ahead = at.store.read_ahead();
+        let prefetched = &mut self.work.prefetched;
+        (self.candidates).look_ahead(ahead, |block| {
+            *prefetched += u64::from(at.store.prefetch(block));
+        });
         let list = self.lists.get(place.list as usize).list;
         let index = place.index;
         let refined = {

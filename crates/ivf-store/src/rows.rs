@@ -2,11 +2,8 @@
 
 use crate::error::StoreError;
 use crate::layout::{FACTORS, ListLayout};
-use crate::page::{self, Block, PageBytes, PageKind, SPECIAL_START, get_u64, put_u64};
+use crate::page::{self, Block, PageBytes, PageKind, get_u64, put_u64};
 use crate::tid::Tid;
-
-/// Bytes of a line of a processor's cache.
-const LINE: usize = 64;
 
 /// A page with the rows of entries.
 #[derive(Debug, Clone, Copy)]
@@ -59,24 +56,6 @@ impl<'a> RowPage<'a> {
             return Err(StoreError::corrupted(block, reason));
         }
         Ok(page)
-    }
-
-    /// Offsets in a page of what is read for the row at `index`, about one for each line of
-    /// a processor's cache.
-    pub fn touched(layout: ListLayout, index: usize) -> impl Iterator<Item = usize> {
-        let code = (layout.refine_at(index)..layout.refine_at(index + 1)).step_by(LINE);
-        let refine = layout.codes().refine;
-        let factors = if refine.is_some_and(|refine| refine.is_lossy) {
-            0..FACTORS
-        } else {
-            0..0
-        };
-        let factors =
-            factors.map(move |factor| layout.refine_factor_at(factor) + index * size_of::<f32>());
-        [0, SPECIAL_START, layout.row_tid_at(index)]
-            .into_iter()
-            .chain(factors)
-            .chain(code)
     }
 
     /// The row at `index`, `None` if the slot is free.

@@ -139,14 +139,6 @@ impl RelationStore {
         found.initiated_io
     }
 
-    /// Tells the processor that bytes of `block` will be read soon, if it is known where
-    /// they are. Waiting for memory is what most of the time of a read is otherwise.
-    pub fn bring_near(&self, block: Block, offsets: impl Iterator<Item = usize>) {
-        if let Some(buffer) = self.recent.as_ref().and_then(|recent| recent.known(block)) {
-            page::bring_near(buffer, offsets);
-        }
-    }
-
     /// Writes all pages of the fork into the write-ahead log, if the relation
     /// or its init fork needs that.
     pub fn log_all(&self) {

@@ -115,29 +115,6 @@ unsafe fn count_hit(relation: pg_sys::Relation) {
     }
 }
 
-/// Has lines of a shared buffer, at these offsets in its page, and its descriptor loaded
-/// into the processor's cache. Whatever the buffer holds by now: nothing is read.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn bring_near(buffer: pg_sys::Buffer, offsets: impl Iterator<Item = usize>) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    let Ok(index) = usize::try_from(buffer - 1) else {
-        return;
-    };
-    // SAFETY: the arrays were made when PostgreSQL started, and stay where they are.
-    let (pages, descriptors) = unsafe { (pg_sys::BufferBlocks, pg_sys::BufferDescriptors) };
-    let page = pages.cast::<PageBytes>().wrapping_add(index).cast::<i8>();
-    // SAFETY: it is allowed at any address.
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(descriptors.wrapping_add(index).cast());
-        for offset in offsets {
-            _mm_prefetch::<_MM_HINT_T0>(page.wrapping_add(offset));
-        }
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn bring_near(_: pg_sys::Buffer, _: impl Iterator<Item = usize>) {}
-
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
         if !std::thread::panicking() {

@@ -7,7 +7,7 @@ use ivf_store::Block;
 use pgrx::pg_sys;
 
 /// An index with more pages remembers those that were read last.
-const MOST_REMEMBERED: u32 = 1 << 16;
+const MOST_REMEMBERED: u32 = 1 << 18;
 
 /// One time in so many a page is looked up all the same: only then does PostgreSQL count
 /// that its buffer is used, and keep it rather than others.
@@ -77,7 +77,7 @@ impl RecentBuffers {
     }
 
     /// The buffer that `block` was in.
-    pub(super) fn known(&self, block: Block) -> Option<pg_sys::Buffer> {
+    fn known(&self, block: Block) -> Option<pg_sys::Buffer> {
         let (found, buffer) = self.place(block).get();
         let is_known = found == block && buffer != pg_sys::InvalidBuffer as pg_sys::Buffer;
         is_known.then_some(buffer)
