@@ -6,7 +6,7 @@ use crate::activation::Activation;
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
-use crate::ops::{Finish, PackedMatrix, floats, is_fused};
+use crate::ops::{Finish, PackedMatrix, cuda, floats, is_fused};
 
 /// `x W^T + b`.
 #[derive(Debug)]
@@ -98,7 +98,34 @@ impl Linear {
                 };
                 x.contiguous()?.apply_op2_no_bwd(&self.bias, &op)
             }
-            Weight::Plain(_) => self.product(x)?.broadcast_add(&self.bias),
+            Weight::Plain(_) => self.finish(x, Activation::Identity, None),
+        }
+    }
+
+    /// `x W^T + b + residual`: (rows, in) to (rows, out), like `residual`.
+    pub(crate) fn forward_added(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed(_) => residual + self.forward(x)?,
+            Weight::Plain(_) => self.finish(x, Activation::Identity, Some(residual)),
+        }
+    }
+
+    /// `activation(x W^T + b) + residual`, with what follows the product in one pass where
+    /// the device has a kernel for that.
+    fn finish(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let product = self.product(x)?;
+        if let Some(finished) = cuda::finish(&product, &self.bias, activation, residual)? {
+            return Ok(finished);
+        }
+        let finished = activation.apply(&product.broadcast_add(&self.bias)?)?;
+        match residual {
+            Some(residual) => residual + finished,
+            None => Ok(finished),
         }
     }
 
@@ -110,7 +137,8 @@ impl Linear {
                 let op = BiasedProduct { matrix, gelu: true };
                 x.contiguous()?.apply_op2_no_bwd(&self.bias, &op)
             }
-            _ => activation.apply(&self.forward(x)?),
+            Weight::Packed(_) => activation.apply(&self.forward(x)?),
+            Weight::Plain(_) => self.finish(x, activation, None),
         }
     }
 

@@ -10,7 +10,9 @@ use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::ops::{HistoryTable, NormParameters, add_layer_norm, cached_attention, layer_norm};
+use crate::ops::{
+    HistoryTable, NormParameters, add_layer_norm, cached_attention, layer_norm, put_rows,
+};
 use crate::trace::{self, Trace};
 
 const PREFIX: &str = "text_decoder";
@@ -331,9 +333,9 @@ impl Layer {
     ) -> Result<Tensor> {
         let (hidden, heads) = (x.dim(1)?, decoder.config.num_attention_heads);
         let qkv = self.qkv.forward(x)?;
-        let part = |index: usize| qkv.narrow(1, index * hidden, hidden)?.contiguous();
-        cache.keys.slice_set(&part(1)?, 0, step.cache_row)?;
-        cache.values.slice_set(&part(2)?, 0, step.cache_row)?;
+        let part = |index: usize| qkv.narrow(1, index * hidden, hidden);
+        put_rows(&part(1)?, &cache.keys, step.cache_row)?;
+        put_rows(&part(2)?, &cache.values, step.cache_row)?;
         let attended =
             cached_attention(&part(0)?, &cache.keys, &cache.values, step.history, heads)?;
         let x = add_layer_norm(self.self_output.product(&attended)?, x, &self.self_norm)?;

@@ -201,9 +201,9 @@ impl Layer {
         let normed = layer_norm(x, &self.attention_norm)?;
         let qkv = self.qkv.product(&normed)?;
         let attended = packed_attention(&qkv, self.qkv.bias(), packing)?;
-        let x = (x + self.projection.forward(&attended)?)?;
+        let x = self.projection.forward_added(&attended, x)?;
         let normed = layer_norm(&x, &self.inner_norm)?;
         let inner = self.first.forward_activated(&normed, activation)?;
-        &x + self.second.forward(&inner)?
+        self.second.forward_added(&inner, &x)
     }
 }

@@ -1,11 +1,14 @@
 //! Attention of single queries to keys and values that were computed before:
 //! the earlier tokens of a text, or the patches of a picture.
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Tensor};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::{PARALLEL_ELEMENTS, floats, is_fused, math};
+use super::attention::remember;
+use super::{PARALLEL_ELEMENTS, cuda, floats, is_fused, math};
 
 /// Which rows of the keys and values each query attends to, in order.
 ///
@@ -17,6 +20,8 @@ pub(crate) struct HistoryTable {
     rows: Vec<u32>,
     /// Where the rows of each query end.
     ends: Vec<usize>,
+    /// Both on the device that computes with them.
+    on_device: OnceLock<(Tensor, Tensor)>,
 }
 
 impl HistoryTable {
@@ -24,10 +29,26 @@ impl HistoryTable {
     pub(crate) fn push(&mut self, rows: impl IntoIterator<Item = u32>) {
         self.rows.extend(rows);
         self.ends.push(self.rows.len());
+        self.on_device.take();
     }
 
     fn queries(&self) -> usize {
         self.ends.len()
+    }
+
+    /// The most rows of a query.
+    pub(super) fn longest(&self) -> usize {
+        let lengths = (0..self.queries()).map(|query| self.of(query).len());
+        lengths.max().unwrap_or(0)
+    }
+
+    /// The rows of all queries and where those of each end, copied once for all layers.
+    pub(super) fn on_device(&self, device: &Device) -> Result<&(Tensor, Tensor)> {
+        remember(&self.on_device, || {
+            let ends: Vec<u32> = self.ends.iter().map(|end| *end as u32).collect();
+            let rows = Tensor::new(self.rows.as_slice(), device)?;
+            Ok((rows, Tensor::new(ends, device)?))
+        })
     }
 
     fn of(&self, query: usize) -> &[u32] {
@@ -47,6 +68,9 @@ pub(crate) fn cached_attention(
     table: &HistoryTable,
     heads: usize,
 ) -> Result<Tensor> {
+    if let Some(attended) = cuda::cached_attention(queries, keys, values, table, heads)? {
+        return Ok(attended);
+    }
     if !is_fused(queries) {
         return plain(queries, keys, values, table, heads);
     }
