@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicPtr;
 use super::{Function, Library, absent};
 
 macro_rules! libraries {
-    ($($title:literal in $($file:literal),+ { $($function:ident)+ })+) => {
+    ($($title:literal in $($file:literal),* { $($function:ident)+ })+) => {
         #[allow(non_upper_case_globals)]
         mod addresses {
             use super::{AtomicPtr, absent, c_void};
@@ -32,7 +32,7 @@ macro_rules! libraries {
 
         pub(super) static LIBRARIES: &[Library] = &[$(Library {
             title: $title,
-            files: &[$($file),+],
+            files: &[$($file),*],
             functions: &[$(Function {
                 name: {
                     const NAME: &str = concat!(stringify!($function), "\0");
@@ -162,6 +162,40 @@ libraries! {
         cublasSgemmStridedBatched
         cublasSgemm_v2
         cublasSgemv_v2
+    }
+    // Called by candle's kernels for quantized weights, which are linked but never used here.
+    "CUDA's runtime library" in {
+        __cudaGetKernel
+        __cudaLaunchKernel
+        __cudaLaunchKernel_ptsz
+        __cudaPopCallConfiguration
+        __cudaPushCallConfiguration
+        __cudaRegisterFatBinary
+        __cudaRegisterFatBinaryEnd
+        __cudaRegisterFunction
+        __cudaRegisterVar
+        __cudaUnregisterFatBinary
+        cudaDeviceGetAttribute
+        cudaFree
+        cudaFreeAsync
+        cudaFreeAsync_ptsz
+        cudaFuncGetAttributes
+        cudaFuncSetAttribute
+        cudaGetDevice
+        cudaGetDeviceCount
+        cudaGetErrorName
+        cudaGetErrorString
+        cudaGetLastError
+        cudaMalloc
+        cudaMallocAsync
+        cudaMallocAsync_ptsz
+        cudaMemsetAsync
+        cudaMemsetAsync_ptsz
+        cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags
+        cudaPeekAtLastError
+        cudaSetDevice
+        cudaStreamSynchronize
+        cudaStreamSynchronize_ptsz
     }
     "CUDA's library cuRAND" in c"libcurand.so.10" {
         curandCreateGenerator
