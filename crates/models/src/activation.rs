@@ -6,7 +6,7 @@ use crate::error::ModelError;
 use crate::files::unsupported;
 
 /// What is applied to each component between two linear layers. Kernels of devices have
-/// them by their numbers (`activate` in ops/cuda/kernels.cu).
+/// them by their numbers (`activate` in ops/cuda/rows.cuh).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Activation {
     /// `x Φ(x)`, with the distribution function of the normal distribution.

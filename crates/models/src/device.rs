@@ -193,8 +193,9 @@ const REASONS: [(&str, &str); 5] = [
     ),
 ];
 
-/// What an error of CUDA means, and its own text.
+/// What an error of CUDA means, and its own text, without the backtrace that may follow.
 fn why(text: &str) -> String {
+    let text = text.lines().next().unwrap_or_default().trim();
     let known = REASONS.iter().find(|(name, _)| text.contains(name));
     match known {
         Some((_, words)) => format!("{words} ({text})."),
@@ -283,7 +284,7 @@ mod tests {
         let text = "DriverError(CUDA_ERROR_NO_DEVICE, \"no CUDA-capable device is detected\")";
         let said = why(text);
         assert!(said.starts_with("There is no NVIDIA GPU") && said.contains(text));
-        assert_eq!(why("something else"), "something else");
+        assert_eq!(why("something else\n   0: main"), "something else");
     }
 
     /// With a GPU or without one, `auto` opens something, and says why where that is the CPU

@@ -84,7 +84,12 @@ impl Linear {
     pub(crate) fn product(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed(matrix) => x.contiguous()?.apply_op1_no_bwd(&Product(matrix)),
-            Weight::Plain(weight) => x.matmul(&weight.t()?),
+            Weight::Plain(weight) => {
+                match cuda::narrow(x, weight, None, Activation::Identity, None)? {
+                    Some(product) => Ok(product),
+                    None => x.matmul(&weight.t()?),
+                }
+            }
         }
     }
 
@@ -118,6 +123,11 @@ impl Linear {
         activation: Activation,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
+        if let Weight::Plain(weight) = &self.weight
+            && let Some(finished) = cuda::narrow(x, weight, Some(&self.bias), activation, residual)?
+        {
+            return Ok(finished);
+        }
         let product = self.product(x)?;
         if let Some(finished) = cuda::finish(&product, &self.bias, activation, residual)? {
             return Ok(finished);

@@ -6,7 +6,7 @@ use crate::error::ModelError;
 use crate::files::{damaged, unsupported};
 
 /// One way of pooling. Kernels of devices have them by their numbers (`pool` in
-/// ops/cuda/kernels.cu).
+/// ops/cuda/rows.cuh).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PoolingMode {
     /// The vector of the first token.

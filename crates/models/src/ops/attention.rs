@@ -23,7 +23,7 @@ pub(crate) struct Packing<'a> {
     /// The matrices of `bias` by length, where the plain form needs them.
     matrices: OnceLock<BTreeMap<usize, Tensor>>,
     /// What each block of a device's kernel computes, where that needs it.
-    tiles: OnceLock<Tensor>,
+    tiles: OnceLock<cuda::Tiles>,
     fused: bool,
     arch: Arch,
 }
@@ -56,20 +56,8 @@ impl<'a> Packing<'a> {
         })
     }
 
-    /// The blocks of [`cuda::attention`], (blocks, 3).
-    fn tiles(&self, device: &Device) -> Result<&Tensor> {
-        remember(&self.tiles, || {
-            let mut tiles = Vec::new();
-            let mut start = 0;
-            for length in self.lengths {
-                for first in (0..*length).step_by(cuda::QUERIES) {
-                    tiles.extend([start, *length, first].map(|number| number as u32));
-                }
-                start += length;
-            }
-            let shape = (tiles.len() / 3, 3);
-            Tensor::from_vec(tiles, shape, device)
-        })
+    fn tiles(&self, device: &Device) -> Result<&cuda::Tiles> {
+        remember(&self.tiles, || cuda::Tiles::new(self.lengths, device))
     }
 }
 

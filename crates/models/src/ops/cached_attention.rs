@@ -8,7 +8,8 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
 use super::attention::remember;
-use super::{PARALLEL_ELEMENTS, cuda, floats, is_fused, math};
+use super::{PARALLEL_ELEMENTS, cuda, floats, is_fused, math, put_rows};
+use crate::linear::Linear;
 
 /// Which rows of the keys and values each query attends to, in order.
 ///
@@ -68,8 +69,9 @@ pub(crate) fn cached_attention(
     table: &HistoryTable,
     heads: usize,
 ) -> Result<Tensor> {
-    if let Some(attended) = cuda::cached_attention(queries, keys, values, table, heads)? {
-        return Ok(attended);
+    let covered = cuda::covers_single(queries, keys.dim(1)? / heads, table.longest());
+    if covered && queries.stride()[0].is_multiple_of(4) {
+        return cuda::attend(queries, None, keys, values, table, heads, false);
     }
     if !is_fused(queries) {
         return plain(queries, keys, values, table, heads);
@@ -78,6 +80,53 @@ pub(crate) fn cached_attention(
     // The operation is used at once and never recorded, so it may borrow.
     let (q, k, v) = (queries.contiguous()?, keys, values);
     q.apply_op3_no_bwd(k, v, &op)
+}
+
+/// The same with queries that a layer makes of `x`, (queries, inputs).
+pub(crate) fn projected_attention(
+    x: &Tensor,
+    layer: &Linear,
+    keys: &Tensor,
+    values: &Tensor,
+    table: &HistoryTable,
+    heads: usize,
+) -> Result<Tensor> {
+    if cuda::covers_single(x, keys.dim(1)? / heads, table.longest()) {
+        let queries = layer.product(x)?;
+        return cuda::attend(
+            &queries,
+            Some(layer.bias()),
+            keys,
+            values,
+            table,
+            heads,
+            false,
+        );
+    }
+    cached_attention(&layer.forward(x)?, keys, values, table, heads)
+}
+
+/// Attention of new tokens to those before them and to themselves. A layer makes queries, keys
+/// and values of them, (tokens, 3 * hidden), of `x`. The new keys and values are written to the
+/// rows from `first` on, one for each token, which the table names as the last of its query.
+pub(crate) fn appending_attention(
+    x: &Tensor,
+    layer: &Linear,
+    keys: &Tensor,
+    values: &Tensor,
+    (first, table): (usize, &HistoryTable),
+    heads: usize,
+) -> Result<Tensor> {
+    let hidden = keys.dim(1)?;
+    if cuda::covers_single(x, hidden / heads, table.longest()) {
+        let qkv = layer.product(x)?;
+        return cuda::attend(&qkv, Some(layer.bias()), keys, values, table, heads, true);
+    }
+    let qkv = layer.forward(x)?;
+    let part = |index: usize| qkv.narrow(1, index * hidden, hidden);
+    put_rows(&part(1)?, keys, first)?;
+    put_rows(&part(2)?, values, first)?;
+    cached_attention(&part(0)?, keys, values, table, heads)
 }
 
 /// Gathers the rows of each run of queries with equally many, and multiplies.

@@ -20,11 +20,15 @@ mod matrix;
 mod rows;
 
 pub(crate) use attention::{Packing, packed_attention};
-pub(crate) use cached_attention::{HistoryTable, cached_attention};
+// For decoders that compute their queries themselves.
+#[allow(unused_imports)]
+pub(crate) use cached_attention::cached_attention;
+pub(crate) use cached_attention::{HistoryTable, appending_attention, projected_attention};
 pub(crate) use distance_bias::DistanceBias;
 pub(crate) use layer_norm::{NormParameters, add_layer_norm, layer_norm};
 pub(crate) use matrix::{Finish, PackedMatrix};
-pub(crate) use rows::put_rows;
+pub(crate) use rows::add_to_rows;
+use rows::put_rows;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
 

@@ -7,7 +7,24 @@ use super::cached_attention::HistoryTable;
 use crate::activation::Activation;
 use crate::pooling::PoolingMode;
 
-pub(super) const QUERIES: usize = 64;
+#[derive(Debug)]
+pub(super) struct Tiles;
+
+impl Tiles {
+    pub(super) fn new(_lengths: &[usize], _device: &Device) -> Result<Self> {
+        absent()
+    }
+}
+
+pub(crate) fn narrow(
+    _x: &Tensor,
+    _weight: &Tensor,
+    _bias: Option<&Tensor>,
+    _activation: Activation,
+    _residual: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    Ok(None)
+}
 
 pub(crate) fn load() -> Result<()> {
     absent()
@@ -55,20 +72,26 @@ pub(super) fn attention(
     _qkv: &Tensor,
     _bias: &Tensor,
     _distances: Option<(&Tensor, usize)>,
-    _tiles: &Tensor,
+    _tiles: &Tiles,
     _heads: usize,
 ) -> Result<Tensor> {
     absent()
 }
 
-pub(super) fn cached_attention(
+pub(super) fn covers_single(_x: &Tensor, _head_size: usize, _rows: usize) -> bool {
+    false
+}
+
+pub(super) fn attend(
     _queries: &Tensor,
+    _bias: Option<&Tensor>,
     _keys: &Tensor,
     _values: &Tensor,
     _table: &HistoryTable,
     _heads: usize,
-) -> Result<Option<Tensor>> {
-    Ok(None)
+    _append: bool,
+) -> Result<Tensor> {
+    absent()
 }
 
 pub(crate) fn pool(

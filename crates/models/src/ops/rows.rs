@@ -1,7 +1,19 @@
-//! Rows that are written into a larger table.
+//! Rows that are written into a larger table, and what is added to each row.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, InplaceOp2, Layout, Result, Tensor};
+
+use super::cuda;
+use crate::activation::Activation;
+
+/// `x + row` for each row of (rows, n). `x` may be overwritten, so it must be a result that
+/// nothing else uses.
+pub(crate) fn add_to_rows(x: Tensor, row: &Tensor) -> Result<Tensor> {
+    match cuda::finish(&x, row, Activation::Identity, None)? {
+        Some(x) => Ok(x),
+        None => x.broadcast_add(row),
+    }
+}
 
 /// Writes `rows`, (count, n), over those of `table`, (more, n), from row `first` on. They may
 /// be a part of longer rows.
@@ -67,6 +79,17 @@ impl InplaceOp2 for PutRows {
 mod tests {
     use super::super::testing::values;
     use super::*;
+
+    #[test]
+    fn a_row_is_added_to_each() {
+        let (x, row) = (values(&[2, 3], 1, 1.0), values(&[1, 3], 2, 1.0));
+        let expected = x.broadcast_add(&row).unwrap();
+        let actual = add_to_rows(x, &row).unwrap();
+        assert_eq!(
+            actual.to_vec2::<f32>().unwrap(),
+            expected.to_vec2::<f32>().unwrap()
+        );
+    }
 
     #[test]
     fn a_part_of_longer_rows_is_written_in_its_place() {

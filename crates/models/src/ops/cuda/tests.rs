@@ -65,7 +65,8 @@ fn norms_are_those_of_the_plain_form() {
             let what = format!("norm of {rows} x {n}, {dtype:?}");
             let alone = norm(&on_gpu, None, &stacked, 1e-6).unwrap().unwrap();
             assert_near(&alone, &plain(&x), tolerance, &what);
-            let added = norm(&on_gpu, Some(&residual_gpu), &stacked, 1e-6);
+            let copy = on_gpu.copy().unwrap();
+            let added = norm(&copy, Some(&residual_gpu), &stacked, 1e-6);
             let expected = plain(&(&x + &residual).unwrap());
             assert_near(&added.unwrap().unwrap(), &expected, tolerance, &what);
         }
@@ -102,6 +103,48 @@ fn layers_end_as_in_the_plain_form() {
                 let actual = finish(&copy, &bias_gpu, activation, Some(&residual_gpu));
                 assert_near(&actual.unwrap().unwrap(), &expected, tolerance, &what);
             }
+            // A bias that begins anywhere.
+            let longer = Tensor::cat(&[&bias, &bias], 0).unwrap();
+            for offset in [0, 1, n / 2] {
+                let bias = longer.narrow(0, offset, n).unwrap();
+                let bias_gpu = longer.to_dtype(dtype).unwrap().to_device(&gpu).unwrap();
+                let bias_gpu = bias_gpu.narrow(0, offset, n).unwrap();
+                let expected = x.broadcast_add(&bias).unwrap();
+                let copy = on_gpu.copy().unwrap();
+                let actual = finish(&copy, &bias_gpu, Activation::Identity, None);
+                let what = format!("bias from {offset}, {dtype:?}");
+                assert_near(&actual.unwrap().unwrap(), &expected, tolerance, &what);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn narrow_layers_are_those_of_the_plain_form() {
+    let gpu = gpu();
+    for (dtype, tolerance) in &TYPES[1..] {
+        for rows in [1, 3, 8, 9, 17, 32] {
+            for (inputs, outputs) in [(32, 20), (768, 768), (96, 8193), (3072, 768)] {
+                let (x, x_gpu) = both(&values(&[rows, inputs], 1, 2.0), *dtype, &gpu);
+                let weight = values(&[outputs, inputs], 2, 0.1);
+                let (weight, weight_gpu) = both(&weight, *dtype, &gpu);
+                let (bias, bias_gpu) = both(&values(&[outputs], 3, 1.0), *dtype, &gpu);
+                let (more, more_gpu) = both(&values(&[rows, outputs], 4, 1.0), *dtype, &gpu);
+                let what = format!("{rows} x {inputs} x {outputs}, {dtype:?}");
+                let product = x.matmul(&weight.t().unwrap()).unwrap();
+                let actual = narrow(&x_gpu, &weight_gpu, None, Activation::Identity, None);
+                let Some(actual) = actual.unwrap() else {
+                    assert!(rows > 16 && outputs > 8192, "{what}");
+                    continue;
+                };
+                assert_near(&actual, &product, *tolerance, &what);
+                let biased = product.broadcast_add(&bias).unwrap();
+                let expected = (Activation::Gelu.apply(&biased).unwrap() + &more).unwrap();
+                let (bias, more) = (Some(&bias_gpu), Some(&more_gpu));
+                let actual = narrow(&x_gpu, &weight_gpu, bias, Activation::Gelu, more);
+                assert_near(&actual.unwrap().unwrap(), &expected, *tolerance, &what);
+            }
         }
     }
 }
@@ -110,7 +153,11 @@ fn layers_end_as_in_the_plain_form() {
 #[ignore = "needs a GPU"]
 fn attention_within_sequences_is_that_of_the_plain_form() {
     let gpu = gpu();
-    let cases: [(&[usize], usize, usize); 9] = [
+    let cases: [(&[usize], usize, usize); 13] = [
+        (&[7, 16, 17, 1, 24], 2, 16),
+        (&[7, 16, 17, 1, 24, 33], 4, 32),
+        (&[15; 70], 12, 64),
+        (&[20, 3], 2, 128),
         (&[1], 1, 8),
         (&[2, 1, 5, 5, 16, 17, 64, 65], 2, 16),
         (&[40, 3, 130, 9], 3, 24),
@@ -165,11 +212,58 @@ fn attention_of_single_queries_is_that_of_the_plain_form() {
             table.push(0..577);
             table.push((0..17).map(|at| at * 3));
             let part = |q: &Tensor| q.narrow(1, hidden, hidden).unwrap();
-            let attend = super::super::cached_attention;
-            let expected = attend(&part(&q), &k, &v, &table, heads).unwrap();
-            let actual = cached_attention(&part(&q_gpu), &k_gpu, &v_gpu, &table, heads);
+            let plain = super::super::cached_attention;
             let what = format!("single queries of {heads} x {head_size}, {dtype:?}");
-            assert_near(&actual.unwrap().unwrap(), &expected, tolerance, &what);
+            assert!(covers_single(&q_gpu, head_size, table.longest()));
+            let expected = plain(&part(&q), &k, &v, &table, heads).unwrap();
+            let queries = part(&q_gpu);
+            let actual = attend(&queries, None, &k_gpu, &v_gpu, &table, heads, false);
+            assert_near(&actual.unwrap(), &expected, tolerance, &what);
+            let (bias, bias_gpu) = both(&values(&[3 * hidden], 4, 1.0), dtype, &gpu);
+            let biased = q.broadcast_add(&bias).unwrap();
+            let own = biased.narrow(1, 0, hidden).unwrap();
+            let expected = plain(&own, &k, &v, &table, heads).unwrap();
+            let queries = q_gpu.narrow(1, 0, hidden).unwrap();
+            let bias = bias_gpu.narrow(0, 0, hidden).unwrap();
+            let actual = attend(&queries, Some(&bias), &k_gpu, &v_gpu, &table, heads, false);
+            assert_near(&actual.unwrap(), &expected, tolerance, &what);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn new_rows_are_appended_before_they_are_attended_to() {
+    let gpu = gpu();
+    for (dtype, tolerance) in TYPES {
+        for (heads, head_size) in [(4, 12), (12, 64), (3, 88), (1, 256)] {
+            let hidden = heads * head_size;
+            let (qkv, qkv_gpu) = both(&values(&[3, 3 * hidden], 1, 2.0), dtype, &gpu);
+            let (bias, bias_gpu) = both(&values(&[3 * hidden], 2, 1.0), dtype, &gpu);
+            let (k, k_gpu) = both(&values(&[9, hidden], 3, 2.0), dtype, &gpu);
+            let (v, v_gpu) = both(&values(&[9, hidden], 4, 2.0), dtype, &gpu);
+            let mut table = HistoryTable::default();
+            table.push([0, 3, 6]);
+            table.push([7]);
+            table.push([5, 4, 3, 8]);
+            let qkv = qkv.broadcast_add(&bias).unwrap();
+            let part = |index: usize| qkv.narrow(1, index * hidden, hidden).unwrap();
+            super::super::put_rows(&part(1), &k, 6).unwrap();
+            super::super::put_rows(&part(2), &v, 6).unwrap();
+            let expected = super::super::cached_attention(&part(0), &k, &v, &table, heads);
+            let what = format!("appended rows of {heads} x {head_size}, {dtype:?}");
+            let actual = attend(
+                &qkv_gpu,
+                Some(&bias_gpu),
+                &k_gpu,
+                &v_gpu,
+                &table,
+                heads,
+                true,
+            );
+            assert_near(&actual.unwrap(), &expected.unwrap(), tolerance, &what);
+            assert_near(&k_gpu, &k, tolerance, &what);
+            assert_near(&v_gpu, &v, tolerance, &what);
         }
     }
 }
