@@ -71,9 +71,14 @@ speed() {
     part make-models 200 bash -c models
     part speed 300 "$PYTHON" -B "$HERE/bench/gpu.py" --turns "$HERE/bin/turns" --texts "$HERE/texts.txt" \
         --pictures "$HERE/demo/goldens" --models "$MODELS" --report "$RESULTS/results-gpu.md" --rounds "${ROUNDS:-7}"
-    cat "$RESULTS/results-gpu.md"
     part clients 60 "$HERE/bin/clients" "$HERE/bin/pg_sight_server" "$MODELS/mpnet-base" "$HERE/texts.txt" cuda 3 1 8 32 64
-    cat "$RESULTS/clients.log"
+    {
+        echo
+        echo "The model server with MPNet-base, through its socket, without PostgreSQL:"
+        echo
+        grep -E '^[0-9]+ client' "$RESULTS/clients.log" | sed 's/^/- /'
+    } >>"$RESULTS/results-gpu.md"
+    cat "$RESULTS/results-gpu.md"
 }
 
 # For the shell that timeout starts.

@@ -44,6 +44,7 @@ impl HistoryTable {
     }
 
     /// The rows of all queries and where those of each end, copied once for all layers.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub(super) fn on_device(&self, device: &Device) -> Result<&(Tensor, Tensor)> {
         remember(&self.on_device, || {
             let ends: Vec<u32> = self.ends.iter().map(|end| *end as u32).collect();
