@@ -1,4 +1,4 @@
-# The front door. Settings: PG=18|16, PG_CONFIG=/path/to/pg_config, PG_SIGHT_CACHE=/folder.
+# The front door. Settings: PG=18|16, PG_CONFIG=/path/to/pg_config, CUDA=1, PG_SIGHT_CACHE=/folder.
 
 ifdef PG
 export PG
@@ -8,6 +8,9 @@ export PG_CONFIG
 endif
 ifdef SUDO
 export SUDO
+endif
+ifdef CUDA
+export CUDA
 endif
 
 .PHONY: help demo psql clean-demo install test soak lint bench
@@ -24,7 +27,7 @@ psql: ## Open psql on the demo database; reads SQL from standard input when that
 clean-demo: ## Stop the demo cluster and remove it
 	@scripts/cluster.sh remove
 
-install: ## Build and install into the PostgreSQL of PG_CONFIG (SUDO=sudo where only root may write)
+install: ## Build and install into the PostgreSQL of PG_CONFIG (SUDO=sudo where only root may write; CUDA=1 for NVIDIA GPUs)
 	@scripts/setup.sh packages rust postgres pgrx
 	@scripts/install.sh
 

@@ -3,19 +3,26 @@
 #
 #   scripts/install.sh            into PG_CONFIG's PostgreSQL, or the downloaded one
 #   SUDO=sudo scripts/install.sh  the same where only root may write there
+#   CUDA=1 scripts/install.sh     with a model server for NVIDIA GPUs; see cuda.sh
 
-. "$(dirname "$0")/common.sh"
+. "$(dirname "$0")/cuda.sh"
 choose_postgres
 STAGE=$CACHE/stage/pg$PG_MAJOR
 
 build() {
+    local server=$CARGO_TARGET_DIR/release/pg_sight_server
     cd "$REPO"
-    cargo build --release -p pg_sight_server
+    if [ -n "${CUDA:-}" ]; then
+        server=$CUDA_TARGET/release/pg_sight_server
+        (build_cuda)
+    else
+        cargo build --release -p pg_sight_server
+    fi
     rm -rf "$STAGE"
     # shellcheck disable=SC2046 # two options
     cargo pgrx package --pg-config "$PG_CONFIG" --out-dir "$STAGE" $(pg_features)
     mkdir -p "$STAGE$(bindir)"
-    cp "$CARGO_TARGET_DIR/release/pg_sight_server" "$STAGE$(bindir)/"
+    cp "$server" "$STAGE$(bindir)/"
 }
 
 # Replaces what has changed, each file in one step: a running server keeps the
@@ -49,5 +56,5 @@ check_writable
 # Another clone may share the cache: one at a time from here on.
 exec 8>"$CACHE/install.lock"
 flock 8
-step build "Extension and model server (the first time 20 minutes)" build
+step build "Extension and model server (the first time ${CUDA:+twice }20 minutes)" build
 step install "Install into PostgreSQL $PG_MAJOR" install_files

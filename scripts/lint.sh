@@ -13,6 +13,15 @@ say "" "cargo clippy"
 # In release as everywhere: another profile would build FAISS again.
 # shellcheck disable=SC2046 # two options
 cargo clippy --release --workspace --all-targets $(pg_features) -- -D warnings
+say "" "cargo clippy of the code for GPUs"
+"$REPO/scripts/cuda.sh" check
+say "" "the extension depends on nothing that computes"
+# Models and CUDA are the server's alone: what fails there must not fail in a backend.
+# shellcheck disable=SC2046 # two options
+if cargo tree -p pg_sight --edges no-dev,no-build $(pg_features) --prefix none |
+    grep -E '^(candle-core|cudarc|cuda-loader|sight-models|tokio) '; then
+    fail "the extension would link the above"
+fi
 if command -v cargo-deny >/dev/null; then
     say "" "cargo deny"
     cargo deny check
@@ -21,7 +30,7 @@ else
 fi
 if command -v shellcheck >/dev/null; then
     say "" "shellcheck"
-    shellcheck -x scripts/*.sh bench/run.sh .ci/run
+    shellcheck -x scripts/*.sh bench/run.sh tools/gpu/check.sh .ci/run
 else
     say "" "shellcheck: not installed, left out"
 fi

@@ -188,6 +188,8 @@ SELECT
     s.dtype,
     s.threads,
     s.memory_bytes,
+    s.device_memory_used_bytes,
+    s.device_memory_bytes,
     s.uptime_ms * interval '1 millisecond' AS uptime,
     s.requests,
     s.failed_requests,
@@ -200,6 +202,7 @@ SELECT
     s.last_error
 FROM pg_catalog.jsonb_to_record(sight_server_info()) AS s (
     pid integer, state text, version text, device text, dtype text, threads integer, memory_bytes bigint,
+    device_memory_used_bytes bigint, device_memory_bytes bigint,
     uptime_ms double precision, requests bigint, failed_requests bigint, queued_requests bigint,
     loaded_models integer, model_memory_bytes bigint, cached_embeddings bigint, cache_bytes bigint,
     restarts integer, last_error text

@@ -79,7 +79,8 @@ fn it_starts_on_first_use_and_serves_all_databases() {
     assert_eq!(server(&cluster, &mut other), first);
     let row = client
         .query_one(
-            "SELECT state, device, memory_bytes, uptime > interval '0', restarts, last_error
+            "SELECT state, device, memory_bytes, uptime > interval '0', restarts, last_error,
+                    device_memory_used_bytes, device_memory_bytes
              FROM sight_server_status",
             &[],
         )
@@ -92,6 +93,10 @@ fn it_starts_on_first_use_and_serves_all_databases() {
     assert_eq!(
         (row.get::<_, i32>(4), row.get::<_, Option<&str>>(5)),
         (0, None)
+    );
+    assert_eq!(
+        (row.get::<_, Option<i64>>(6), row.get::<_, Option<i64>>(7)),
+        (None, None)
     );
 }
 

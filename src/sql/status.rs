@@ -44,6 +44,8 @@ fn server_state(_call: &Call) -> SqlResult {
             "dtype": status.dtype,
             "threads": status.threads,
             "memory_bytes": status.memory_bytes,
+            "device_memory_used_bytes": status.device_memory_used_bytes,
+            "device_memory_bytes": status.device_memory_bytes,
             "uptime_ms": status.uptime_ms,
             "requests": status.requests,
             "failed_requests": status.failed_requests,

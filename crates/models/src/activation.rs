@@ -5,7 +5,8 @@ use candle_core::{Result, Tensor};
 use crate::error::ModelError;
 use crate::files::unsupported;
 
-/// What is applied to each component between two linear layers.
+/// What is applied to each component between two linear layers. Kernels of devices have
+/// them by their numbers (`activate` in ops/cuda/rows.cuh).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Activation {
     /// `x Φ(x)`, with the distribution function of the normal distribution.

@@ -6,7 +6,7 @@ use crate::activation::Activation;
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
-use crate::ops::{Finish, PackedMatrix, floats, is_fused};
+use crate::ops::{Finish, PackedMatrix, cuda, floats, is_fused};
 
 /// `x W^T + b`.
 #[derive(Debug)]
@@ -84,7 +84,12 @@ impl Linear {
     pub(crate) fn product(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Packed(matrix) => x.contiguous()?.apply_op1_no_bwd(&Product(matrix)),
-            Weight::Plain(weight) => x.matmul(&weight.t()?),
+            Weight::Plain(weight) => {
+                match cuda::narrow(x, weight, None, Activation::Identity, None)? {
+                    Some(product) => Ok(product),
+                    None => x.matmul(&weight.t()?),
+                }
+            }
         }
     }
 
@@ -98,7 +103,39 @@ impl Linear {
                 };
                 x.contiguous()?.apply_op2_no_bwd(&self.bias, &op)
             }
-            Weight::Plain(_) => self.product(x)?.broadcast_add(&self.bias),
+            Weight::Plain(_) => self.finish(x, Activation::Identity, None),
+        }
+    }
+
+    /// `x W^T + b + residual`: (rows, in) to (rows, out), like `residual`.
+    pub(crate) fn forward_added(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Packed(_) => residual + self.forward(x)?,
+            Weight::Plain(_) => self.finish(x, Activation::Identity, Some(residual)),
+        }
+    }
+
+    /// `activation(x W^T + b) + residual`, with what follows the product in one pass where
+    /// the device has a kernel for that.
+    fn finish(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        if let Weight::Plain(weight) = &self.weight
+            && let Some(finished) = cuda::narrow(x, weight, Some(&self.bias), activation, residual)?
+        {
+            return Ok(finished);
+        }
+        let product = self.product(x)?;
+        if let Some(finished) = cuda::finish(&product, &self.bias, activation, residual)? {
+            return Ok(finished);
+        }
+        let finished = activation.apply(&product.broadcast_add(&self.bias)?)?;
+        match residual {
+            Some(residual) => residual + finished,
+            None => Ok(finished),
         }
     }
 
@@ -110,7 +147,8 @@ impl Linear {
                 let op = BiasedProduct { matrix, gelu: true };
                 x.contiguous()?.apply_op2_no_bwd(&self.bias, &op)
             }
-            _ => activation.apply(&self.forward(x)?),
+            Weight::Packed(_) => activation.apply(&self.forward(x)?),
+            Weight::Plain(_) => self.finish(x, activation, None),
         }
     }
 

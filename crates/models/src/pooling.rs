@@ -5,9 +5,10 @@ use serde_json::Value;
 use crate::error::ModelError;
 use crate::files::{damaged, unsupported};
 
-/// One way of pooling.
+/// One way of pooling. Kernels of devices have them by their numbers (`pool` in
+/// ops/cuda/rows.cuh).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PoolingMode {
+pub(crate) enum PoolingMode {
     /// The vector of the first token.
     Cls,
     /// The largest value of each component.
@@ -109,6 +110,10 @@ impl Pooling {
         self.modes.len() * hidden_size
     }
 
+    pub(crate) fn modes(&self) -> &[PoolingMode] {
+        &self.modes
+    }
+
     /// Pools the vectors of one text: `tokens` is (tokens, width), with at least one.
     pub(crate) fn pool(&self, tokens: &[f32], width: usize) -> Vec<f32> {
         let mut vector = Vec::with_capacity(self.dimensions(width));
@@ -132,7 +137,7 @@ fn find(name: &str, file: &str) -> Result<PoolingMode, ModelError> {
 }
 
 impl PoolingMode {
-    fn pool(self, tokens: &[f32], width: usize) -> Vec<f32> {
+    pub(crate) fn pool(self, tokens: &[f32], width: usize) -> Vec<f32> {
         let count = (tokens.len() / width) as f32;
         match self {
             Self::Cls => tokens[..width].to_vec(),

@@ -10,9 +10,10 @@ use tokenizers::Tokenizer;
 use crate::bert::{BertConfig, BertEncoder, Family};
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::dense::{Dense, DensePlan};
-use crate::device::{Placement, compute};
+use crate::device::{GivesMemoryBack, Placement, compute_on};
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged, unsupported};
+use crate::ops::cuda;
 use crate::pooling::{Pooling, normalize};
 use crate::prompts::Prompts;
 use crate::tokenizer;
@@ -193,6 +194,8 @@ pub struct TextEncoder {
     plan: Box<EncoderPlan>,
     encoder: BertEncoder,
     dense: Vec<Dense>,
+    /// The last, so that the weights are gone.
+    _memory: GivesMemoryBack,
 }
 
 impl TextEncoder {
@@ -208,6 +211,7 @@ impl TextEncoder {
             plan,
             encoder,
             dense,
+            _memory: GivesMemoryBack::to(&place.device),
         })
     }
 
@@ -292,24 +296,18 @@ impl TextEncoder {
             .iter()
             .flat_map(|tokens| tokens.ids.iter().copied())
             .collect();
-        let hidden = compute(|| self.encoder.forward(&ids, &lengths, trace.as_deref_mut()))?;
-        let width = hidden.dim(1)?;
-        let hidden = hidden.flatten_all()?.to_dtype(DType::F32)?;
-        let hidden = hidden.to_vec1::<f32>()?;
-        let mut rest = hidden.as_slice();
-        let mut vectors = Vec::with_capacity(batch.len());
-        for tokens in batch {
-            let (states, after) = rest.split_at(tokens.len() * width);
-            rest = after;
-            let pooled = &states[tokens.unpooled * width..];
-            let vector = self.plan.pooling.pool(pooled, width);
-            if let Some(trace) = trace.as_deref_mut() {
-                trace.add("pooled", &row(&vector)?);
+        let device = self.encoder.device();
+        let hidden = compute_on(device, || {
+            self.encoder.forward(&ids, &lengths, trace.as_deref_mut())
+        })?;
+        let mut vectors = self.pool(batch, &hidden)?;
+        if let Some(trace) = trace.as_deref_mut() {
+            for vector in &vectors {
+                trace.add("pooled", &row(vector)?);
             }
-            vectors.push(vector);
         }
         for (index, dense) in self.dense.iter().enumerate() {
-            vectors = compute(|| dense.forward(vectors))?;
+            vectors = compute_on(device, || dense.forward(vectors))?;
             if let Some(trace) = trace.as_deref_mut() {
                 for vector in &vectors {
                     trace.add(format!("dense.{index}"), &row(vector)?);
@@ -320,6 +318,29 @@ impl TextEncoder {
             vectors.iter_mut().for_each(|vector| normalize(vector));
         }
         Ok(vectors)
+    }
+
+    /// A vector for each text out of those of its tokens, (tokens, width).
+    fn pool(&self, batch: &[&Tokens], hidden: &Tensor) -> Result<Vec<Vec<f32>>, ModelError> {
+        let pooling = &self.plan.pooling;
+        let mut start = 0;
+        let ranges = batch.iter().map(|tokens| {
+            let range = (start + tokens.unpooled, start + tokens.len());
+            start += tokens.len();
+            range
+        });
+        let ranges: Vec<(usize, usize)> = ranges.collect();
+        if let Some(pooled) = cuda::pool(hidden, &ranges, pooling.modes())? {
+            return Ok(pooled.to_vec2()?);
+        }
+        let width = hidden.dim(1)?;
+        let hidden = hidden.flatten_all()?.to_dtype(DType::F32)?;
+        let hidden = hidden.to_vec1::<f32>()?;
+        let vectors = ranges.iter().map(|(first, end)| {
+            let tokens = &hidden[first * width..end * width];
+            pooling.pool(tokens, width)
+        });
+        Ok(vectors.collect())
     }
 }
 

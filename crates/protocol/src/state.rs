@@ -19,6 +19,10 @@ pub struct ServerStatus {
     pub threads: u32,
     /// Resident memory of the process, in bytes.
     pub memory_bytes: u64,
+    /// Memory of the GPU that all programs together use, in bytes; `None` on a CPU.
+    pub device_memory_used_bytes: Option<u64>,
+    /// Memory of the GPU, in bytes.
+    pub device_memory_bytes: Option<u64>,
     pub uptime_ms: u64,
     pub requests: u64,
     pub failed_requests: u64,

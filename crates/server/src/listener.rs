@@ -85,7 +85,7 @@ pub async fn run(config: ServerConfig, threads: usize) -> Result<(), ServeError>
         lock = take_lock(&config.lock_file) => lock?,
         _ = signals.next() => return Ok(()),
     };
-    let place = Placement::open(&config.device, &config.dtype).map_err(|source| {
+    let place = open_device(&config).map_err(|source| {
         let name = config.device.clone();
         ServeError::Device { name, source }
     })?;
@@ -118,6 +118,26 @@ pub async fn run(config: ServerConfig, threads: usize) -> Result<(), ServeError>
     connections.finish().await;
     service.save_statistics();
     Ok(())
+}
+
+/// Opens the device of the settings, and logs which one it is.
+fn open_device(config: &ServerConfig) -> Result<Placement, ModelError> {
+    let place = Placement::open_telling(&config.device, &config.dtype, |reason| {
+        let detail = reason.detail.as_deref().unwrap_or_default();
+        log::warning(format_args!(
+            "computing on the CPU, although this server was built for GPUs: {}: {detail}",
+            reason.message
+        ));
+    })?;
+    let memory = place.memory().map_or(String::new(), |memory| {
+        format!(" with {} MB of memory", memory.total_bytes >> 20)
+    });
+    log::info(format_args!(
+        "computing on {}{memory} in {}",
+        place.device_name(),
+        place.dtype_name()
+    ));
+    Ok(place)
 }
 
 /// Starts what goes on beside the connections, until the process ends.

@@ -141,7 +141,21 @@ fn text(status: &ServerStatus, statistics: &Statistics) -> String {
             status.cache_bytes as f64,
         ),
     ];
-    for (name, help, value) in gauges {
+    let device = [
+        (
+            "device_memory_used_bytes",
+            "Memory of the GPU that all programs use.",
+            status.device_memory_used_bytes,
+        ),
+        (
+            "device_memory_bytes",
+            "Memory of the GPU.",
+            status.device_memory_bytes,
+        ),
+    ];
+    let device = device.into_iter();
+    let device = device.filter_map(|(name, help, bytes)| Some((name, help, bytes? as f64)));
+    for (name, help, value) in gauges.into_iter().chain(device) {
         head(&mut text, name, help, "gauge");
         // Writing to a string cannot fail.
         let _ = writeln!(text, "pg_sight_{name} {value}");
@@ -232,6 +246,8 @@ mod tests {
             dtype: "float32".into(),
             threads: 1,
             memory_bytes: 1000,
+            device_memory_used_bytes: None,
+            device_memory_bytes: None,
             uptime_ms: 1500,
             requests: 3,
             failed_requests: 0,
@@ -267,6 +283,27 @@ mod tests {
         assert!(!text.contains("/secret"));
         let types = text.lines().filter(|line| line.starts_with("# TYPE "));
         assert_eq!(types.count(), 7 + Counter::ALL.len());
+    }
+
+    #[test]
+    fn memory_of_a_gpu_is_told_where_there_is_one() {
+        let statistics = Statistics {
+            since_ms: 0,
+            models: Vec::new(),
+        };
+        assert!(!text(&status(), &statistics).contains("device_memory"));
+        let on_gpu = ServerStatus {
+            device_memory_used_bytes: Some(7),
+            device_memory_bytes: Some(9),
+            ..status()
+        };
+        let text = text(&on_gpu, &statistics);
+        for line in [
+            "pg_sight_device_memory_used_bytes 7",
+            "pg_sight_device_memory_bytes 9",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
     }
 
     #[test]

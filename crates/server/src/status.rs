@@ -10,6 +10,7 @@ pub fn of(service: &Service) -> ServerStatus {
     let activity = &service.activity;
     let (cached_embeddings, cache_bytes) = service.cache.size();
     let loaded = service.models.loaded().into_iter();
+    let device_memory = service.place.memory();
     ServerStatus {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -17,6 +18,8 @@ pub fn of(service: &Service) -> ServerStatus {
         dtype: service.place.dtype_name().into(),
         threads: u32::try_from(service.threads).unwrap_or(u32::MAX),
         memory_bytes: resident_bytes(),
+        device_memory_used_bytes: device_memory.map(|memory| memory.used_bytes),
+        device_memory_bytes: device_memory.map(|memory| memory.total_bytes),
         uptime_ms: milliseconds(activity.uptime()),
         requests: activity.requests(),
         failed_requests: activity.failed(),

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sight_protocol::{ErrorCode, GenerationOptions, Request, Response, encode};
+use sight_protocol::{ErrorCode, GenerationOptions, Request, Response, ServerConfig, encode};
 
 mod support;
 use support::{PATIENCE, Server, config, model};
@@ -26,9 +26,42 @@ fn status_tells_of_the_process() {
     assert_eq!(status.threads, 2);
     assert_eq!(status.version, env!("CARGO_PKG_VERSION"));
     assert!(status.memory_bytes > 1 << 20);
+    let on_device = (status.device_memory_used_bytes, status.device_memory_bytes);
+    assert_eq!(on_device, (None, None));
     // Asking for the status is not a request that counts.
     assert_eq!((status.requests, status.failed_requests), (0, 0));
     assert!(status.loaded_models.is_empty());
+}
+
+#[test]
+fn the_log_says_what_computes() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::spawn(directory.path(), &config());
+    server.wait_for_log("INFO: computing on cpu in float32");
+    // A build for GPUs says where there is none, and computes all the same.
+    let config = ServerConfig {
+        device: "auto".into(),
+        ..config()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::spawn(directory.path(), &config);
+    if cfg!(feature = "cuda") && !Path::new("/dev/nvidia0").exists() {
+        server.wait_for_log(
+            "WARNING: computing on the CPU, although this server was built for GPUs: ",
+        );
+    }
+    server.wait_for_log("INFO: ready");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = ServerConfig {
+        device: "cuda:99".into(),
+        ..config()
+    };
+    let server = Server::spawn(directory.path(), &config);
+    server.wait_for_log("ERROR: could not open device \"cuda:99\": ");
 }
 
 #[test]
@@ -220,7 +253,7 @@ fn more_input_than_the_configuration_is_ignored() {
 fn a_bad_start_says_why() {
     let directory = tempfile::tempdir().unwrap();
     let mut cases = vec![("{}\n".to_owned(), "configuration")];
-    let mut with = |change: fn(&mut sight_protocol::ServerConfig), says| {
+    let mut with = |change: fn(&mut ServerConfig), says| {
         let mut config = config();
         change(&mut config);
         cases.push((serde_json::to_string(&config).unwrap() + "\n", says));

@@ -155,6 +155,10 @@ impl BertEncoder {
         })
     }
 
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The last hidden state, (tokens, hidden), of sequences behind each other.
     ///
     /// `ids` are the tokens of all sequences; `lengths` are how many each has. A

@@ -2,22 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use tokenizers::Tokenizer;
 
 use crate::blip::config::BlipConfig;
 use crate::blip::text::{KeysAndValues, Step, TextDecoder};
 use crate::blip::vision::VisionTower;
 use crate::checkpoint::{Checkpoint, TensorSpec};
-use crate::device::{Placement, compute};
+use crate::device::{GivesMemoryBack, Placement, compute_on};
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged};
 use crate::generation::{
     Continuation, Decoder, GenerationConfig, GenerationOverrides, Request, StoredGenerationConfig,
-    generate,
+    generate, likeliest, not_a_number,
 };
 use crate::image::{ImageLimits, ImageProcessor, Pixels};
-use crate::ops::HistoryTable;
+use crate::ops::{HistoryTable, cuda};
 use crate::tokenizer;
 use crate::trace::Trace;
 
@@ -76,6 +77,8 @@ pub struct Captioner {
     vision: VisionTower,
     text: TextDecoder,
     place: Placement,
+    /// The last, so that the weights are gone.
+    _memory: GivesMemoryBack,
 }
 
 /// The tokens that a caption begins with, as the decoder gets them.
@@ -128,6 +131,7 @@ impl Captioner {
             text: TextDecoder::read(&plan.config, checkpoint, place)?,
             place: place.clone(),
             plan,
+            _memory: GivesMemoryBack::to(&place.device),
         })
     }
 
@@ -207,7 +211,7 @@ impl Captioner {
         decoder.begin();
         for id in ids {
             let hidden = decoder.advance(&[*id], Some(&mut trace))?;
-            trace.add("text.logits", &compute(|| self.text.logits(&hidden))?);
+            trace.add("text.logits", &decoder.logits(&hidden)?);
         }
         Ok(trace.into_tensors()?)
     }
@@ -223,15 +227,8 @@ impl Captioner {
                 layers: Vec::new(),
             });
         }
-        let side = self.plan.processor.side();
-        let mut values = Vec::with_capacity(batch.len() * 3 * side * side);
-        for pixels in batch {
-            values.extend_from_slice(pixels.values());
-        }
-        let shape = (batch.len(), 3, side, side);
-        let pixels =
-            Tensor::from_vec(values, shape, &self.place.device)?.to_dtype(self.place.dtype)?;
-        let layers = compute(|| {
+        let pixels = self.upload(batch)?;
+        let layers = compute_on(&self.place.device, || {
             self.text
                 .picture_keys(&self.vision.forward(&pixels, trace)?)
         })?;
@@ -239,6 +236,22 @@ impl Captioner {
             count: batch.len(),
             layers,
         })
+    }
+
+    /// Pictures where they are computed, (batch, 3, side, side). Each is rounded before it is
+    /// copied, so that a device gets half the bytes, by as many threads as there are.
+    fn upload(&self, batch: &[&Pixels]) -> candle_core::Result<Tensor> {
+        let side = self.plan.processor.side();
+        let Placement { device, dtype } = &self.place;
+        let upload = |pixels: &&Pixels| {
+            let pixels = Tensor::from_slice(pixels.values(), (1, 3, side, side), &Device::Cpu)?;
+            pixels.to_dtype(*dtype)?.to_device(device)
+        };
+        let pictures: Vec<Tensor> = batch
+            .par_iter()
+            .map(upload)
+            .collect::<candle_core::Result<_>>()?;
+        Tensor::cat(&pictures, 0)
     }
 
     /// Captions pictures, with one prompt for all. `cancelled` is asked before each
@@ -293,6 +306,8 @@ struct BlipDecoder<'a> {
     /// The next position to compute.
     position: usize,
     rows: Vec<Row>,
+    /// The rows of the pictures that the sequences attend to, and for which pictures that is.
+    pictures: (Vec<usize>, HistoryTable),
 }
 
 /// A sequence: its picture, and where in the cache its tokens are.
@@ -319,6 +334,7 @@ impl<'a> BlipDecoder<'a> {
             width,
             position: 0,
             rows: Vec::new(),
+            pictures: Default::default(),
         })
     }
 
@@ -334,32 +350,83 @@ impl<'a> BlipDecoder<'a> {
     /// Computes one token for each row; the result is (rows, hidden).
     fn advance(&mut self, tokens: &[u32], trace: Option<&mut Trace>) -> Result<Tensor, ModelError> {
         let cache_row = self.position * self.width;
-        let patches = self.captioner.plan.config.vision_config.positions();
         let mut history = HistoryTable::default();
-        let mut pictures = HistoryTable::default();
         for (index, row) in self.rows.iter_mut().enumerate() {
             row.history.push((cache_row + index) as u32);
             history.push(row.history.iter().copied());
-            let first = row.image * patches;
-            pictures.push(first as u32..(first + patches) as u32);
         }
+        self.look_at_pictures();
         let step = Step {
             tokens,
             position: self.position,
             cache_row,
             history: &history,
-            pictures: &pictures,
+            pictures: &self.pictures.1,
         };
         self.position += 1;
-        let text = &self.captioner.text;
-        Ok(compute(|| {
+        let Captioner { text, place, .. } = self.captioner;
+        Ok(compute_on(&place.device, || {
             text.step(&step, &self.cache, &self.images.layers, trace)
         })?)
     }
 
+    /// Makes the table of pictures, which mostly stays the same from step to step.
+    fn look_at_pictures(&mut self) {
+        let images: Vec<usize> = self.rows.iter().map(|row| row.image).collect();
+        if self.pictures.0 == images {
+            return;
+        }
+        let patches = self.captioner.plan.config.vision_config.positions();
+        let mut table = HistoryTable::default();
+        for image in &images {
+            let first = image * patches;
+            table.push(first as u32..(first + patches) as u32);
+        }
+        self.pictures = (images, table);
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
+        let Captioner { text, place, .. } = self.captioner;
+        Ok(compute_on(&place.device, || text.logits(hidden))?)
+    }
+
     fn scores(&self, hidden: &Tensor) -> Result<Vec<f32>, ModelError> {
-        let logits = compute(|| self.captioner.text.logits(hidden))?;
+        let logits = self.logits(hidden)?;
         Ok(logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
+    }
+
+    /// The likeliest token of each row, found where the scores are.
+    fn likeliest(&self, hidden: &Tensor, forbidden: Option<u32>) -> Result<Vec<u32>, ModelError> {
+        let logits = self.logits(hidden)?;
+        let Some(tokens) = cuda::likeliest(&logits, forbidden)? else {
+            let scores = logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
+            return likeliest(scores, self.vocabulary(), forbidden);
+        };
+        if tokens.contains(&u32::MAX) {
+            return Err(not_a_number());
+        }
+        Ok(tokens)
+    }
+
+    /// Computes the prompt; the result is the last hidden state, (pictures, hidden).
+    fn read_prompt(&mut self) -> Result<Tensor, ModelError> {
+        self.begin();
+        let mut hidden = None;
+        for token in self.prompt {
+            hidden = Some(self.advance(&vec![*token; self.images.count], None)?);
+        }
+        hidden
+            .ok_or_else(|| ModelError::new(ErrorKind::Internal, "a generation needs a first token"))
+    }
+
+    /// Computes a token for each of these rows; the result is (rows, hidden).
+    fn go_on(&mut self, rows: &[Continuation]) -> Result<Tensor, ModelError> {
+        self.rows = rows
+            .iter()
+            .map(|row| self.rows[row.parent].clone())
+            .collect();
+        let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
+        self.advance(&tokens, None)
     }
 }
 
@@ -369,24 +436,26 @@ impl Decoder for BlipDecoder<'_> {
     }
 
     fn prompt(&mut self) -> Result<Vec<f32>, ModelError> {
-        self.begin();
-        let mut hidden = None;
-        for token in self.prompt {
-            hidden = Some(self.advance(&vec![*token; self.images.count], None)?);
-        }
-        let hidden = hidden.ok_or_else(|| {
-            ModelError::new(ErrorKind::Internal, "a generation needs a first token")
-        })?;
+        let hidden = self.read_prompt()?;
         self.scores(&hidden)
     }
 
     fn step(&mut self, rows: &[Continuation]) -> Result<Vec<f32>, ModelError> {
-        self.rows = rows
-            .iter()
-            .map(|row| self.rows[row.parent].clone())
-            .collect();
-        let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
-        let hidden = self.advance(&tokens, None)?;
+        let hidden = self.go_on(rows)?;
         self.scores(&hidden)
+    }
+
+    fn prompt_likeliest(&mut self, forbidden: Option<u32>) -> Result<Vec<u32>, ModelError> {
+        let hidden = self.read_prompt()?;
+        self.likeliest(&hidden, forbidden)
+    }
+
+    fn step_likeliest(
+        &mut self,
+        rows: &[Continuation],
+        forbidden: Option<u32>,
+    ) -> Result<Vec<u32>, ModelError> {
+        let hidden = self.go_on(rows)?;
+        self.likeliest(&hidden, forbidden)
     }
 }

@@ -10,7 +10,10 @@ use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::ops::{HistoryTable, NormParameters, add_layer_norm, cached_attention, layer_norm};
+use crate::ops::{
+    HistoryTable, NormParameters, add_layer_norm, add_to_rows, appending_attention, layer_norm,
+    projected_attention,
+};
 use crate::trace::{self, Trace};
 
 const PREFIX: &str = "text_decoder";
@@ -194,8 +197,8 @@ impl TextDecoder {
             Some(words) => words.index_select(&Tensor::new(step.tokens, words.device())?, 0)?,
             None => self.output.rows(step.tokens)?,
         };
-        let x = words.broadcast_add(&self.positions.narrow(0, step.position, 1)?)?;
-        let mut x = layer_norm(&x, &self.norm)?;
+        let position = self.positions.narrow(0, step.position, 1)?;
+        let mut x = layer_norm(&add_to_rows(words, &position)?, &self.norm)?;
         trace::add(&mut trace, || "text.embeddings", &x);
         let layers = self.layers.iter().zip(cache).zip(pictures);
         for (index, ((layer, cache), picture)) in layers.enumerate() {
@@ -329,17 +332,14 @@ impl Layer {
         cache: &KeysAndValues,
         picture: &KeysAndValues,
     ) -> Result<Tensor> {
-        let (hidden, heads) = (x.dim(1)?, decoder.config.num_attention_heads);
-        let qkv = self.qkv.forward(x)?;
-        let part = |index: usize| qkv.narrow(1, index * hidden, hidden)?.contiguous();
-        cache.keys.slice_set(&part(1)?, 0, step.cache_row)?;
-        cache.values.slice_set(&part(2)?, 0, step.cache_row)?;
-        let attended =
-            cached_attention(&part(0)?, &cache.keys, &cache.values, step.history, heads)?;
+        let heads = decoder.config.num_attention_heads;
+        let (keys, values) = (&cache.keys, &cache.values);
+        let history = (step.cache_row, step.history);
+        let attended = appending_attention(x, &self.qkv, keys, values, history, heads)?;
         let x = add_layer_norm(self.self_output.product(&attended)?, x, &self.self_norm)?;
-        let query = self.cross_query.forward(&x)?;
+        let (keys, values) = (&picture.keys, &picture.values);
         let attended =
-            cached_attention(&query, &picture.keys, &picture.values, step.pictures, heads)?;
+            projected_attention(&x, &self.cross_query, keys, values, step.pictures, heads)?;
         let x = add_layer_norm(self.cross_output.product(&attended)?, &x, &self.cross_norm)?;
         let inner = self
             .intermediate

@@ -9,7 +9,7 @@ use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::ops::{NormParameters, Packing, is_fused, layer_norm, packed_attention};
+use crate::ops::{NormParameters, Packing, add_to_rows, is_fused, layer_norm, packed_attention};
 use crate::trace::{self, Trace};
 
 const CHANNELS: usize = 3;
@@ -131,8 +131,9 @@ impl VisionTower {
         let patches = self
             .patches
             .forward(&patches)?
-            .reshape((batch, grid * grid, hidden))?
-            .broadcast_add(&self.positions)?;
+            .reshape((batch, grid * grid * hidden))?;
+        let positions = self.positions.reshape((1, grid * grid * hidden))?;
+        let patches = add_to_rows(patches, &positions)?.reshape((batch, grid * grid, hidden))?;
         let class = self.class.unsqueeze(0)?.expand((batch, 1, hidden))?;
         Tensor::cat(&[&class.contiguous()?, &patches], 1)?
             .reshape((batch * self.config.positions(), hidden))
@@ -201,9 +202,9 @@ impl Layer {
         let normed = layer_norm(x, &self.attention_norm)?;
         let qkv = self.qkv.product(&normed)?;
         let attended = packed_attention(&qkv, self.qkv.bias(), packing)?;
-        let x = (x + self.projection.forward(&attended)?)?;
+        let x = self.projection.forward_added(&attended, x)?;
         let normed = layer_norm(&x, &self.inner_norm)?;
         let inner = self.first.forward_activated(&normed, activation)?;
-        &x + self.second.forward(&inner)?
+        self.second.forward_added(&inner, &x)
     }
 }

@@ -31,6 +31,23 @@ pub(crate) trait Decoder {
     /// Scores after further tokens, (rows, vocabulary). A row of the last call
     /// that no continuation names is forgotten; one may be named several times.
     fn step(&mut self, rows: &[Continuation]) -> Result<Vec<f32>, ModelError>;
+
+    /// The likeliest token of each row after the prompt, but for the token `forbidden`: for
+    /// a search that wants no more. A device need not hand out all scores for it.
+    fn prompt_likeliest(&mut self, forbidden: Option<u32>) -> Result<Vec<u32>, ModelError> {
+        let scores = self.prompt()?;
+        likeliest(scores, self.vocabulary(), forbidden)
+    }
+
+    /// The same after further tokens, as [`Decoder::step`].
+    fn step_likeliest(
+        &mut self,
+        rows: &[Continuation],
+        forbidden: Option<u32>,
+    ) -> Result<Vec<u32>, ModelError> {
+        let scores = self.step(rows)?;
+        likeliest(scores, self.vocabulary(), forbidden)
+    }
 }
 
 /// What is the same for all inputs of a generation.
@@ -59,6 +76,22 @@ pub(crate) fn generate(
     }
 }
 
+/// The likeliest token of each row of (rows, vocabulary), but for the token `forbidden`.
+pub(crate) fn likeliest(
+    mut scores: Vec<f32>,
+    vocabulary: usize,
+    forbidden: Option<u32>,
+) -> Result<Vec<u32>, ModelError> {
+    let rows = scores.chunks_exact_mut(vocabulary);
+    rows.map(|row| {
+        if let Some(score) = forbidden.and_then(|token| row.get_mut(token as usize)) {
+            *score = f32::NEG_INFINITY;
+        }
+        argmax(row)
+    })
+    .collect()
+}
+
 /// The first of the largest scores.
 fn argmax(scores: &[f32]) -> Result<u32, ModelError> {
     let mut best = (0, f32::NEG_INFINITY);
@@ -73,7 +106,7 @@ fn argmax(scores: &[f32]) -> Result<u32, ModelError> {
     Ok(best.0 as u32)
 }
 
-fn not_a_number() -> ModelError {
+pub(crate) fn not_a_number() -> ModelError {
     ModelError::new(ErrorKind::Internal, "model computation failed")
         .with_detail("The scores of the next token are not numbers.")
         .with_hint("The weights of the model may be damaged.")

@@ -3,6 +3,16 @@
 
 use crate::generation::Request;
 
+/// Whether [`process`] does no more than forbid the end of short sequences.
+pub(super) fn only_bound_length(request: &Request<'_>) -> bool {
+    request.config.repetition_penalty == 1.0 && request.config.no_repeat_ngram_size == 0
+}
+
+/// The token that must not follow `length` tokens, where [`only_bound_length`] is true.
+pub(super) fn forbidden_after(length: usize, request: &Request<'_>) -> Option<u32> {
+    (length < request.lengths.min).then_some(request.end)
+}
+
 /// Changes the scores of what may follow `tokens`. A beam search passes the
 /// log-softmax of logits, others pass logits.
 pub(super) fn process(request: &Request<'_>, tokens: &[u32], scores: &mut [f32]) {

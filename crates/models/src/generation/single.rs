@@ -34,19 +34,15 @@ pub(super) fn search(
     decoder: &mut dyn Decoder,
     request: &Request<'_>,
 ) -> Result<Vec<Option<Vec<u32>>>, ModelError> {
-    let vocabulary = decoder.vocabulary();
     let mut results = vec![None; request.inputs];
     let mut rows = (0..request.inputs)
         .map(|input| Row::new(input, request))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut scores = decoder.prompt()?;
+    let mut tokens = choose(decoder, request, None, &mut rows)?;
     loop {
         let mut continuations = Vec::with_capacity(rows.len());
         let mut next = Vec::with_capacity(rows.len());
-        let each = rows.into_iter().zip(scores.chunks_exact_mut(vocabulary));
-        for (parent, (mut row, scores)) in each.enumerate() {
-            processors::process(request, &row.tokens, scores);
-            let token = row.choose(scores)?;
+        for (parent, (mut row, token)) in rows.into_iter().zip(tokens).enumerate() {
             row.tokens.push(token);
             if token == request.end || row.tokens.len() >= request.lengths.max {
                 results[row.input] = Some(row.tokens);
@@ -59,8 +55,35 @@ pub(super) fn search(
             return Ok(results);
         }
         rows = next;
-        scores = decoder.step(&continuations)?;
+        tokens = choose(decoder, request, Some(&continuations), &mut rows)?;
     }
+}
+
+/// The next token of each row: after the prompt, or after what the rows go on with.
+fn choose(
+    decoder: &mut dyn Decoder,
+    request: &Request<'_>,
+    continuations: Option<&[Continuation]>,
+    rows: &mut [Row],
+) -> Result<Vec<u32>, ModelError> {
+    if request.config.sampling.is_none() && processors::only_bound_length(request) {
+        let length = rows.first().map_or(0, |row| row.tokens.len());
+        let forbidden = processors::forbidden_after(length, request);
+        return match continuations {
+            None => decoder.prompt_likeliest(forbidden),
+            Some(continuations) => decoder.step_likeliest(continuations, forbidden),
+        };
+    }
+    let mut scores = match continuations {
+        None => decoder.prompt()?,
+        Some(continuations) => decoder.step(continuations)?,
+    };
+    let each = scores.chunks_exact_mut(decoder.vocabulary()).zip(rows);
+    each.map(|(scores, row)| {
+        processors::process(request, &row.tokens, scores);
+        row.choose(scores)
+    })
+    .collect()
 }
 
 #[cfg(test)]

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, D, Device, Layout, Result, Shape, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
 use super::kernel::{Target, WIDTH, multiply, pack_tiles, tile_rows};
-use super::{DistanceBias, PARALLEL_ELEMENTS, floats, math};
+use super::{DistanceBias, PARALLEL_ELEMENTS, cuda, floats, math};
 
 /// Sequences longer than this are shared out among threads head by head.
 const LONG: usize = 128;
@@ -20,7 +21,9 @@ pub(crate) struct Packing<'a> {
     heads: usize,
     bias: Option<&'a DistanceBias>,
     /// The matrices of `bias` by length, where the plain form needs them.
-    matrices: BTreeMap<usize, Tensor>,
+    matrices: OnceLock<BTreeMap<usize, Tensor>>,
+    /// What each block of a device's kernel computes, where that needs it.
+    tiles: OnceLock<cuda::Tiles>,
     fused: bool,
     arch: Arch,
 }
@@ -35,27 +38,36 @@ impl<'a> Packing<'a> {
         bias: Option<&'a DistanceBias>,
         fused: bool,
     ) -> Result<Self> {
-        let mut packing = Self {
+        Ok(Self {
             lengths,
             heads,
             bias,
-            matrices: BTreeMap::new(),
+            matrices: OnceLock::new(),
+            tiles: OnceLock::new(),
             fused,
             arch: Arch::new(),
-        };
-        if !packing.fused {
-            packing.make_plain()?;
-        }
-        Ok(packing)
+        })
     }
 
-    fn make_plain(&mut self) -> Result<()> {
-        self.fused = false;
-        if let Some(bias) = self.bias {
-            self.matrices = bias.matrices(self.lengths)?;
-        }
-        Ok(())
+    fn matrices(&self) -> Result<&BTreeMap<usize, Tensor>> {
+        remember(&self.matrices, || match self.bias {
+            Some(bias) => bias.matrices(self.lengths),
+            None => Ok(BTreeMap::new()),
+        })
     }
+
+    fn tiles(&self, device: &Device) -> Result<&cuda::Tiles> {
+        remember(&self.tiles, || cuda::Tiles::new(self.lengths, device))
+    }
+}
+
+/// What the place holds, which is computed first where it is empty.
+pub(super) fn remember<T>(place: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(made) = place.get() {
+        return Ok(made);
+    }
+    let made = make()?;
+    Ok(place.get_or_init(|| made))
 }
 
 /// Multi-head attention of each sequence to itself.
@@ -68,6 +80,12 @@ pub(crate) fn packed_attention(
     bias: &Tensor,
     packing: &Packing<'_>,
 ) -> Result<Tensor> {
+    let head_size = bias.elem_count() / 3 / packing.heads;
+    if cuda::covers_attention(qkv, head_size) {
+        let distances = packing.bias.map(DistanceBias::table);
+        let tiles = packing.tiles(qkv.device())?;
+        return cuda::attention(qkv, bias, distances, tiles, packing.heads);
+    }
     if !packing.fused {
         return plain(qkv, bias, packing);
     }
@@ -81,6 +99,7 @@ fn plain(qkv: &Tensor, bias: &Tensor, packing: &Packing<'_>) -> Result<Tensor> {
     let heads = packing.heads;
     let hidden = qkv.dim(1)? / 3;
     let head_size = hidden / heads;
+    let matrices = packing.matrices()?;
     let mut outputs = Vec::new();
     let mut start = 0;
     for run in packing.lengths.chunk_by(|a, b| a == b) {
@@ -92,7 +111,7 @@ fn plain(qkv: &Tensor, bias: &Tensor, packing: &Packing<'_>) -> Result<Tensor> {
             .contiguous()?;
         let (q, k, v) = (qkv.get(0)?, qkv.get(1)?, qkv.get(2)?);
         let mut scores = (q.matmul(&k.t()?)? * (head_size as f64).powf(-0.5))?;
-        if let Some(bias) = packing.matrices.get(&length) {
+        if let Some(bias) = matrices.get(&length) {
             scores = scores.broadcast_add(bias)?;
         }
         let weights = candle_nn::ops::softmax_last_dim(&scores)?;
@@ -418,7 +437,7 @@ mod tests {
                 packed_attention(&qkv, &bias, &packing).unwrap()
             });
             let fused: Vec<Tensor> = fused.collect();
-            packing.make_plain().unwrap();
+            packing.fused = false;
             let expected = packed_attention(&qkv, &bias, &packing).unwrap();
             for fused in fused {
                 let error = difference(&fused, &expected);

@@ -1,11 +1,15 @@
 //! Attention of single queries to keys and values that were computed before:
 //! the earlier tokens of a text, or the patches of a picture.
 
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Tensor};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::{PARALLEL_ELEMENTS, floats, is_fused, math};
+use super::attention::remember;
+use super::{PARALLEL_ELEMENTS, cuda, floats, is_fused, math, put_rows};
+use crate::linear::Linear;
 
 /// Which rows of the keys and values each query attends to, in order.
 ///
@@ -17,6 +21,8 @@ pub(crate) struct HistoryTable {
     rows: Vec<u32>,
     /// Where the rows of each query end.
     ends: Vec<usize>,
+    /// Both on the device that computes with them.
+    on_device: OnceLock<(Tensor, Tensor)>,
 }
 
 impl HistoryTable {
@@ -24,10 +30,27 @@ impl HistoryTable {
     pub(crate) fn push(&mut self, rows: impl IntoIterator<Item = u32>) {
         self.rows.extend(rows);
         self.ends.push(self.rows.len());
+        self.on_device.take();
     }
 
     fn queries(&self) -> usize {
         self.ends.len()
+    }
+
+    /// The most rows of a query.
+    pub(super) fn longest(&self) -> usize {
+        let lengths = (0..self.queries()).map(|query| self.of(query).len());
+        lengths.max().unwrap_or(0)
+    }
+
+    /// The rows of all queries and where those of each end, copied once for all layers.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub(super) fn on_device(&self, device: &Device) -> Result<&(Tensor, Tensor)> {
+        remember(&self.on_device, || {
+            let ends: Vec<u32> = self.ends.iter().map(|end| *end as u32).collect();
+            let rows = Tensor::new(self.rows.as_slice(), device)?;
+            Ok((rows, Tensor::new(ends, device)?))
+        })
     }
 
     fn of(&self, query: usize) -> &[u32] {
@@ -47,6 +70,10 @@ pub(crate) fn cached_attention(
     table: &HistoryTable,
     heads: usize,
 ) -> Result<Tensor> {
+    let covered = cuda::covers_single(queries, keys.dim(1)? / heads, table.longest());
+    if covered && queries.stride()[0].is_multiple_of(4) {
+        return cuda::attend(queries, None, keys, values, table, heads, false);
+    }
     if !is_fused(queries) {
         return plain(queries, keys, values, table, heads);
     }
@@ -54,6 +81,53 @@ pub(crate) fn cached_attention(
     // The operation is used at once and never recorded, so it may borrow.
     let (q, k, v) = (queries.contiguous()?, keys, values);
     q.apply_op3_no_bwd(k, v, &op)
+}
+
+/// The same with queries that a layer makes of `x`, (queries, inputs).
+pub(crate) fn projected_attention(
+    x: &Tensor,
+    layer: &Linear,
+    keys: &Tensor,
+    values: &Tensor,
+    table: &HistoryTable,
+    heads: usize,
+) -> Result<Tensor> {
+    if cuda::covers_single(x, keys.dim(1)? / heads, table.longest()) {
+        let queries = layer.product(x)?;
+        return cuda::attend(
+            &queries,
+            Some(layer.bias()),
+            keys,
+            values,
+            table,
+            heads,
+            false,
+        );
+    }
+    cached_attention(&layer.forward(x)?, keys, values, table, heads)
+}
+
+/// Attention of new tokens to those before them and to themselves. A layer makes queries, keys
+/// and values of them, (tokens, 3 * hidden), of `x`. The new keys and values are written to the
+/// rows from `first` on, one for each token, which the table names as the last of its query.
+pub(crate) fn appending_attention(
+    x: &Tensor,
+    layer: &Linear,
+    keys: &Tensor,
+    values: &Tensor,
+    (first, table): (usize, &HistoryTable),
+    heads: usize,
+) -> Result<Tensor> {
+    let hidden = keys.dim(1)?;
+    if cuda::covers_single(x, hidden / heads, table.longest()) {
+        let qkv = layer.product(x)?;
+        return cuda::attend(&qkv, Some(layer.bias()), keys, values, table, heads, true);
+    }
+    let qkv = layer.forward(x)?;
+    let part = |index: usize| qkv.narrow(1, index * hidden, hidden);
+    put_rows(&part(1)?, keys, first)?;
+    put_rows(&part(2)?, values, first)?;
+    cached_attention(&part(0)?, keys, values, table, heads)
 }
 
 /// Gathers the rows of each run of queries with equally many, and multiplies.

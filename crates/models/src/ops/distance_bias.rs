@@ -35,6 +35,11 @@ impl DistanceBias {
         })
     }
 
+    /// The values by head and distance, (heads, 2 * positions - 1), and the positions.
+    pub(super) fn table(&self) -> (&Tensor, usize) {
+        (&self.table, self.positions)
+    }
+
     /// What is added to the scores of the key at position `key` with the queries
     /// from position `first` on; as many as fit the table.
     pub(super) fn of_key(&self, head: usize, key: usize, first: usize) -> &[f32] {

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, InplaceOp3, Layout, Result, Shap
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
-use super::{floats, floats_mut, is_fused, math, rows_per_task};
+use super::{cuda, floats, floats_mut, is_fused, math, rows_per_task};
 
 /// Scale and shift of a normalisation, with the bias of the layer before it.
 #[derive(Debug, Clone)]
@@ -43,6 +43,10 @@ pub(crate) fn add_layer_norm(
     residual: &Tensor,
     parameters: &NormParameters,
 ) -> Result<Tensor> {
+    let (stacked, epsilon) = (&parameters.stacked, parameters.epsilon);
+    if let Some(normed) = cuda::norm(&x, Some(residual), stacked, epsilon)? {
+        return Ok(normed);
+    }
     if !is_fused(&x) {
         return plain(&x, Some(residual), parameters);
     }
@@ -56,6 +60,9 @@ pub(crate) fn add_layer_norm(
 
 /// `norm(x + bias)`, leaving `x` as it is; `x` is (rows, n).
 pub(crate) fn layer_norm(x: &Tensor, parameters: &NormParameters) -> Result<Tensor> {
+    if let Some(normed) = cuda::norm(x, None, &parameters.stacked, parameters.epsilon)? {
+        return Ok(normed);
+    }
     if !is_fused(x) {
         return plain(x, None, parameters);
     }

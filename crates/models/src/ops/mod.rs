@@ -1,22 +1,34 @@
 //! Fused operations that candle lacks or computes slowly on the CPU.
 //!
 //! Each has a CPU kernel, written for the vectoriser of the compiler, and a
-//! plain form out of candle's own operations: that one runs on other devices
-//! and with shorter floats, and the tests hold the two against each other.
+//! plain form out of candle's own operations: that one runs with shorter floats
+//! there, and the tests hold the two against each other. Devices have kernels for
+//! most shapes (module `cuda`), and take the plain form for others.
 
 mod attention;
 mod cached_attention;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_cuda.rs"]
+pub(crate) mod cuda;
 mod distance_bias;
 mod kernel;
 mod layer_norm;
 mod math;
 mod matrix;
+mod rows;
 
 pub(crate) use attention::{Packing, packed_attention};
-pub(crate) use cached_attention::{HistoryTable, cached_attention};
+// For decoders that compute their queries themselves.
+#[allow(unused_imports)]
+pub(crate) use cached_attention::cached_attention;
+pub(crate) use cached_attention::{HistoryTable, appending_attention, projected_attention};
 pub(crate) use distance_bias::DistanceBias;
 pub(crate) use layer_norm::{NormParameters, add_layer_norm, layer_norm};
 pub(crate) use matrix::{Finish, PackedMatrix};
+pub(crate) use rows::add_to_rows;
+use rows::put_rows;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
 

@@ -103,6 +103,8 @@ fn status() -> ServerStatus {
         dtype: "bfloat16".into(),
         threads: 2,
         memory_bytes: 1 << 30,
+        device_memory_used_bytes: Some(1 << 31),
+        device_memory_bytes: Some(1 << 36),
         uptime_ms: 1000,
         requests: 10,
         failed_requests: 1,

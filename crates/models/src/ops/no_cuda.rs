@@ -1,0 +1,107 @@
+//! In place of the kernels for NVIDIA devices where those were not built: there is no such
+//! device, so everything takes the other forms.
+
+use candle_core::{Device, Result, Tensor};
+
+use super::cached_attention::HistoryTable;
+use crate::activation::Activation;
+use crate::pooling::PoolingMode;
+
+#[derive(Debug)]
+pub(super) struct Tiles;
+
+impl Tiles {
+    pub(super) fn new(_lengths: &[usize], _device: &Device) -> Result<Self> {
+        absent()
+    }
+}
+
+pub(crate) fn narrow(
+    _x: &Tensor,
+    _weight: &Tensor,
+    _bias: Option<&Tensor>,
+    _activation: Activation,
+    _residual: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    Ok(None)
+}
+
+pub(crate) fn load() -> Result<()> {
+    absent()
+}
+
+pub(crate) fn prepare(_device: &Device) -> Result<()> {
+    absent()
+}
+
+pub(crate) fn trim(_device: &Device) -> Result<()> {
+    absent()
+}
+
+pub(crate) fn memory(_device: &Device) -> Result<(u64, u64)> {
+    absent()
+}
+
+fn absent<T>() -> Result<T> {
+    candle_core::bail!("built without kernels for NVIDIA devices")
+}
+
+pub(super) fn norm(
+    _x: &Tensor,
+    _residual: Option<&Tensor>,
+    _parameters: &Tensor,
+    _epsilon: f64,
+) -> Result<Option<Tensor>> {
+    Ok(None)
+}
+
+pub(crate) fn finish(
+    _x: &Tensor,
+    _bias: &Tensor,
+    _activation: Activation,
+    _residual: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    Ok(None)
+}
+
+pub(super) fn covers_attention(_qkv: &Tensor, _head_size: usize) -> bool {
+    false
+}
+
+pub(super) fn attention(
+    _qkv: &Tensor,
+    _bias: &Tensor,
+    _distances: Option<(&Tensor, usize)>,
+    _tiles: &Tiles,
+    _heads: usize,
+) -> Result<Tensor> {
+    absent()
+}
+
+pub(super) fn covers_single(_x: &Tensor, _head_size: usize, _rows: usize) -> bool {
+    false
+}
+
+pub(super) fn attend(
+    _queries: &Tensor,
+    _bias: Option<&Tensor>,
+    _keys: &Tensor,
+    _values: &Tensor,
+    _table: &HistoryTable,
+    _heads: usize,
+    _append: bool,
+) -> Result<Tensor> {
+    absent()
+}
+
+pub(crate) fn pool(
+    _hidden: &Tensor,
+    _ranges: &[(usize, usize)],
+    _modes: &[PoolingMode],
+) -> Result<Option<Tensor>> {
+    Ok(None)
+}
+
+pub(crate) fn likeliest(_scores: &Tensor, _forbidden: Option<u32>) -> Result<Option<Vec<u32>>> {
+    Ok(None)
+}

@@ -1,0 +1,366 @@
+//! All stored results once more, on the device and with the numbers that the environment names:
+//! what the other tests compare with the CPU's own kernels, this compares with whatever computes.
+//!
+//!     PG_SIGHT_TEST_DEVICE   as `pg_sight.device`; without it the CPU
+//!     PG_SIGHT_TEST_ROOT     the folder of this crate, where the program runs elsewhere than
+//!                            where it was built
+//!     PG_SIGHT_MINILM        all-MiniLM-L6-v2, which is compared too where it is there
+//!
+//! Tolerances are of components of embeddings, and of states relative to their largest value.
+
+use std::collections::HashMap;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use serde_json::Value;
+use sight_models::{
+    Captioner, DType, Device, GenerationOverrides, ImageLimits, Model, Pixels, Placement, Tensor,
+    TextEncoder, Tokens, load,
+};
+
+const ENCODERS: [&str; 10] = [
+    "bert-a",
+    "bert-b",
+    "distilbert-a",
+    "distilbert-b",
+    "mpnet-a",
+    "mpnet-b",
+    "roberta-a",
+    "roberta-b",
+    "xlm-roberta-a",
+    "xlm-roberta-b",
+];
+const BLIPS: [&str; 3] = ["a", "b", "c"];
+const LIMITS: ImageLimits = ImageLimits {
+    max_bytes: 1 << 20,
+    max_pixels: 1 << 22,
+};
+
+fn root() -> PathBuf {
+    let here = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    env::var_os("PG_SIGHT_TEST_ROOT").map_or_else(here, PathBuf::from)
+}
+
+fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+fn demo(name: &str) -> PathBuf {
+    root().join("../../demo").join(name)
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// Where to compute, with each type of numbers there is.
+fn places() -> Vec<Placement> {
+    let device = env::var("PG_SIGHT_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    let Placement { device, .. } = Placement::open(&device, "auto").unwrap();
+    let dtypes = if device.is_cpu() {
+        // In which the CPU computes with the plain forms.
+        vec![DType::F32, DType::F16]
+    } else {
+        vec![DType::F32, DType::F16, DType::BF16]
+    };
+    let place = |dtype| Placement {
+        device: device.clone(),
+        dtype,
+    };
+    dtypes.into_iter().map(place).collect()
+}
+
+/// What rounding may come to, by the binary digits of the numbers: 24, 11 or 8.
+fn tolerance(place: &Placement) -> f32 {
+    match place.dtype {
+        DType::F16 => 1e-2,
+        DType::BF16 => 6e-2,
+        _ => 1e-5,
+    }
+}
+
+fn what(name: &str, place: &Placement) -> String {
+    format!("{name}, {} on {}", place.dtype_name(), place.device_name())
+}
+
+fn encoder(directory: &Path, place: &Placement) -> TextEncoder {
+    match load(directory, place).unwrap() {
+        Model::Encoder(encoder) => encoder,
+        _ => panic!("this is no encoder"),
+    }
+}
+
+fn captioner(directory: &Path, place: &Placement) -> Captioner {
+    match load(directory, place).unwrap() {
+        Model::Captioner(captioner) => captioner,
+        _ => panic!("this is no captioner"),
+    }
+}
+
+fn tokenize(encoder: &TextEncoder, texts: &[String]) -> Vec<Tokens> {
+    let tokens = texts.iter().map(|text| encoder.tokenize(text, None));
+    tokens.collect::<Result<_, _>>().unwrap()
+}
+
+/// The largest difference of components; NaN is one.
+fn difference(actual: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
+    assert_eq!(actual.len(), expected.len());
+    let pairs = actual.iter().zip(expected).flat_map(|(actual, expected)| {
+        assert_eq!(actual.len(), expected.len());
+        actual.iter().zip(expected)
+    });
+    let worst = pairs.map(|(a, b)| (a - b).abs());
+    worst.fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
+}
+
+fn assert_near(difference: f32, place: &Placement, name: &str) {
+    let (what, tolerance) = (what(name, place), tolerance(place));
+    println!("{what}: {difference:.1e} of {tolerance:.0e}");
+    assert!(difference < tolerance, "{what}: {difference}");
+}
+
+/// Compares texts in one batch, and each alone.
+fn assert_embeddings(
+    encoder: &TextEncoder,
+    texts: &[String],
+    expected: &[Vec<f32>],
+    place: &Placement,
+    name: &str,
+) {
+    let tokens = tokenize(encoder, texts);
+    let batch = encoder.encode(&tokens.iter().collect::<Vec<_>>()).unwrap();
+    assert_near(difference(&batch, expected), place, name);
+    let alone = tokens.iter().map(|one| encoder.encode(&[one]).unwrap());
+    let alone: Vec<Vec<f32>> = alone.flatten().collect();
+    assert_near(
+        difference(&alone, expected),
+        place,
+        &format!("{name} alone"),
+    );
+}
+
+#[test]
+fn embeddings_are_those_of_sentence_transformers() {
+    for place in places() {
+        for model in ENCODERS {
+            let goldens = json(&fixture(&format!("encoders/{model}.json")));
+            let texts: Vec<String> = serde_json::from_value(goldens["texts"].clone()).unwrap();
+            let expected: Vec<Vec<f32>> =
+                serde_json::from_value(goldens["default"].clone()).unwrap();
+            let encoder = encoder(&fixture("encoders").join(model), &place);
+            assert_embeddings(&encoder, &texts, &expected, &place, model);
+        }
+    }
+}
+
+#[test]
+fn minilm_is_that_of_sentence_transformers() {
+    let Some(directory) = env::var_os("PG_SIGHT_MINILM") else {
+        println!("left out, since PG_SIGHT_MINILM is not set");
+        return;
+    };
+    let goldens = json(&fixture("minilm_goldens.json"));
+    let items = goldens.as_array().unwrap();
+    let text = |item: &Value| {
+        let times = item["repeat"].as_u64().unwrap() as usize;
+        item["text"].as_str().unwrap().repeat(times)
+    };
+    let texts: Vec<String> = items.iter().map(text).collect();
+    let vector = |item: &Value| serde_json::from_value(item["embedding"].clone()).unwrap();
+    let expected: Vec<Vec<f32>> = items.iter().map(vector).collect();
+    for place in places() {
+        let encoder = encoder(Path::new(&directory), &place);
+        assert_embeddings(&encoder, &texts, &expected, &place, "MiniLM");
+    }
+}
+
+/// Batches of a GPU's size, of texts of all lengths, against texts alone.
+#[test]
+fn large_batches_give_what_texts_alone_give() {
+    for place in places() {
+        let encoder = encoder(&fixture("encoders/mpnet-a"), &place);
+        let words = ["red", "shoe", "on", "a", "wooden", "chair", "small", "blue"];
+        let text = |index: usize| {
+            let words = (0..index % 37).map(|word| words[(index * 7 + word * 3) % words.len()]);
+            words.collect::<Vec<_>>().join(" ")
+        };
+        let texts: Vec<String> = (0..700).map(text).collect();
+        let tokens = tokenize(&encoder, &texts);
+        let batch = encoder.encode(&tokens.iter().collect::<Vec<_>>()).unwrap();
+        let some: Vec<usize> = (0..texts.len()).step_by(23).collect();
+        let alone = some
+            .iter()
+            .flat_map(|at| encoder.encode(&[&tokens[*at]]).unwrap());
+        let alone: Vec<Vec<f32>> = alone.collect();
+        let batch: Vec<Vec<f32>> = some.iter().map(|at| batch[*at].clone()).collect();
+        assert_near(difference(&batch, &alone), &place, "large batch");
+    }
+}
+
+/// A device is shared by the threads of all models: none may see another's numbers.
+#[test]
+fn threads_share_a_device() {
+    for place in places() {
+        let models = ["bert-a", "mpnet-b", "roberta-a", "distilbert-b"];
+        let work = |model: &'static str| {
+            let encoder = encoder(&fixture("encoders").join(model), &place);
+            let texts: Vec<String> = (0..40)
+                .map(|n| "small red shoe ".repeat(n % 9 + 1))
+                .collect();
+            let tokens = tokenize(&encoder, &texts);
+            let tokens: Vec<&Tokens> = tokens.iter().collect();
+            (0..30)
+                .map(|_| encoder.encode(&tokens).unwrap())
+                .collect::<Vec<_>>()
+        };
+        let together = thread::scope(|scope| {
+            let threads = models.map(|model| scope.spawn(move || work(model)));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        for (model, rounds) in models.iter().zip(together) {
+            let alone = work(model).remove(0);
+            for round in rounds {
+                assert_eq!(round, alone, "{}", what(model, &place));
+            }
+        }
+    }
+}
+
+fn generate(
+    captioner: &Captioner,
+    pixels: &[Pixels],
+    prompt: Option<&str>,
+    options: &GenerationOverrides,
+) -> Vec<Vec<u32>> {
+    let images = captioner
+        .encode_images(&pixels.iter().collect::<Vec<_>>())
+        .unwrap();
+    let prompt = captioner.prompt(prompt).unwrap();
+    let config = captioner.generation(options).unwrap();
+    let captions = captioner.generate(&images, &prompt, &config, &|_| false);
+    let ids = captions
+        .unwrap()
+        .into_iter()
+        .map(|caption| caption.unwrap().token_ids);
+    ids.collect()
+}
+
+fn on_cpu(state: &Tensor) -> Tensor {
+    state
+        .to_dtype(DType::F32)
+        .unwrap()
+        .to_device(&Device::Cpu)
+        .unwrap()
+}
+
+fn largest(x: &Tensor) -> f32 {
+    let x = x.abs().unwrap().flatten_all().unwrap();
+    x.max(0).unwrap().to_scalar::<f32>().unwrap()
+}
+
+#[test]
+fn every_layer_of_a_captioner_gives_what_transformers_gives() {
+    for place in places() {
+        for model in BLIPS {
+            let states = fixture(&format!("blip/{model}.safetensors"));
+            let states: HashMap<String, Tensor> =
+                candle_core::safetensors::load(states, &Device::Cpu).unwrap();
+            let traced = json(&fixture(&format!("blip/{model}.json")))["traced"].clone();
+            let traced: Vec<Vec<u32>> = serde_json::from_value(traced).unwrap();
+            let captioner = captioner(&fixture("blip").join(model), &place);
+            let mut worst = 0.0_f32;
+            for (index, ids) in traced.iter().enumerate() {
+                let picture = fs::read(fixture(&format!("blip/pictures/{index}.png"))).unwrap();
+                let pixels = captioner.preprocess(&picture, &LIMITS).unwrap();
+                for (name, state) in captioner.trace(&pixels, ids).unwrap() {
+                    let expected = &states[&format!("{index}.{name}")];
+                    let error = largest(&(on_cpu(&state) - expected).unwrap());
+                    assert!(!error.is_nan(), "{name} of {}", what(model, &place));
+                    worst = worst.max(error / largest(expected));
+                }
+            }
+            assert_near(worst, &place, &format!("states of captioner {model}"));
+        }
+    }
+}
+
+/// With short numbers one in twenty may come out otherwise, where two tokens are about
+/// equally likely.
+#[test]
+fn captions_are_those_of_transformers() {
+    let goldens = json(&demo("goldens/goldens.json"));
+    let items = goldens["items"].as_array().unwrap();
+    for place in places() {
+        let captioner = captioner(&demo("captioner"), &place);
+        let pixels = items.iter().map(|item| {
+            let file = demo("goldens").join(item["file"].as_str().unwrap());
+            captioner
+                .preprocess(&fs::read(file).unwrap(), &LIMITS)
+                .unwrap()
+        });
+        let pixels: Vec<Pixels> = pixels.collect();
+        for (key, prompt, num_beams) in [
+            ("greedy_ids", None, 1),
+            ("prompt_greedy_ids", goldens["prompt"].as_str(), 1),
+            ("beam3_ids", None, 3),
+        ] {
+            let options = GenerationOverrides {
+                max_new_tokens: Some(24),
+                num_beams: Some(num_beams),
+                ..GenerationOverrides::default()
+            };
+            let ids = |item: &Value| serde_json::from_value(item[key].clone()).unwrap();
+            let expected: Vec<Vec<u32>> = items.iter().map(ids).collect();
+            let captions = generate(&captioner, &pixels, prompt, &options);
+            let same = captions
+                .iter()
+                .zip(&expected)
+                .filter(|(a, b)| a == b)
+                .count();
+            let what = what(key, &place);
+            println!("{what}: {same} of {} captions are equal", items.len());
+            let needed = match place.dtype {
+                DType::F32 => items.len(),
+                _ => items.len() * 19 / 20,
+            };
+            assert!(same >= needed, "{what}: {same} of {}", items.len());
+        }
+    }
+}
+
+/// The quick way of a greedy search, which leaves the scores on the device, against the one
+/// that looks at all scores.
+#[test]
+fn the_likeliest_token_is_that_of_the_scores() {
+    for place in places() {
+        let captioner = captioner(&demo("captioner"), &place);
+        let items = json(&demo("goldens/goldens.json"));
+        let files = items["items"].as_array().unwrap().iter().take(8);
+        let pixels = files.map(|item| {
+            let file = demo("goldens").join(item["file"].as_str().unwrap());
+            captioner
+                .preprocess(&fs::read(file).unwrap(), &LIMITS)
+                .unwrap()
+        });
+        let pixels: Vec<Pixels> = pixels.collect();
+        for min_new_tokens in [None, Some(12)] {
+            let quick = GenerationOverrides {
+                min_new_tokens,
+                max_new_tokens: Some(16),
+                num_beams: Some(1),
+                ..GenerationOverrides::default()
+            };
+            // No sequence is so long that this could forbid anything.
+            let slow = GenerationOverrides {
+                no_repeat_ngram_size: Some(100),
+                ..quick.clone()
+            };
+            let [quick, slow] = [quick, slow].map(|o| generate(&captioner, &pixels, None, &o));
+            assert_eq!(quick, slow, "{}", what("likeliest", &place));
+            let shortest = quick.iter().map(Vec::len).min().unwrap();
+            assert!(shortest > min_new_tokens.unwrap_or(0) as usize);
+        }
+    }
+}

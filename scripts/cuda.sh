@@ -1,0 +1,176 @@
+#!/usr/bin/env bash
+# Builds the model server for NVIDIA GPUs, on a machine with or without one.
+#
+#   scripts/cuda.sh build              the server, as make install CUDA=1 installs it
+#   scripts/cuda.sh check [CARGO...]   lints of the code for GPUs, without compiling a kernel
+#   scripts/cuda.sh pack FOLDER        all that a machine with a GPU and without Rust needs for
+#                                      parity tests and benchmark: see tools/gpu/check.sh there
+#   scripts/cuda.sh run COMMAND...     a command with the build's environment
+#
+# The toolkit is that of CUDA_HOME or CUDA_PATH, else of nvcc on the PATH, else that of
+# /usr/local/cuda, else CUDA 13.0 from NVIDIA's wheels on PyPI, which go into the cache
+# (250 MB to download). The first build compiles the kernels of candle: 20 minutes.
+#
+#   CUDA_COMPUTE_CAP   least compute capability of the GPUs, 80 (Ampere) by default; the
+#                      drivers of later ones translate
+#   PACK_MINILM=1      packs the weights of all-MiniLM-L6-v2 too
+
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+CUDA_WHEELS=$CACHE/cuda/13.0
+CUDA_STUBS=$CACHE/cuda/stubs
+# Apart from the builds for CPUs, so that neither makes the other build all again.
+CUDA_TARGET=${PG_SIGHT_CUDA_TARGET:-$CACHE/target-cuda}
+
+# Both, whatever is built: of fewer, other features of what they depend on would be chosen,
+# and all kernels compiled again.
+CUDA_PACKAGES=(-p sight-models -p pg_sight_server --features "sight-models/cuda,pg_sight_server/cuda")
+
+# Sets CUDA_HOME.
+find_toolkit() {
+    local compiler
+    for CUDA_HOME in "${CUDA_HOME:-}" "${CUDA_PATH:-}"; do
+        [ -z "$CUDA_HOME" ] || [ ! -x "$CUDA_HOME/bin/nvcc" ] || return 0
+    done
+    if compiler=$(command -v nvcc); then
+        CUDA_HOME=$(dirname "$(dirname "$(readlink -f "$compiler")")")
+    elif [ -x /usr/local/cuda/bin/nvcc ]; then
+        CUDA_HOME=/usr/local/cuda
+    else
+        CUDA_HOME=$CUDA_WHEELS/nvidia/cu13
+        if [ -f "$CUDA_WHEELS/made" ]; then
+            already "CUDA toolkit"
+        else
+            step cuda-toolkit "CUDA toolkit (250 MB)" download_toolkit
+        fi
+    fi
+}
+
+download_toolkit() {
+    local part
+    rm -rf "$CUDA_WHEELS"
+    mkdir -p "$CUDA_WHEELS/wheels"
+    for part in nvcc crt cccl runtime nvrtc; do
+        set -- "$@" "nvidia-cuda-$part==13.0.*"
+    done
+    python3 -m pip --disable-pip-version-check --no-input download --no-deps --only-binary=:all: \
+        -d "$CUDA_WHEELS/wheels" "$@" "nvidia-nvvm==13.0.*"
+    for part in "$CUDA_WHEELS"/wheels/*.whl; do
+        python3 -m zipfile -e "$part" "$CUDA_WHEELS"
+    done
+    rm -rf "$CUDA_WHEELS/wheels"
+    # What wheels cannot say: which files are programs, and the names that linkers look for.
+    chmod a+x "$CUDA_HOME"/bin/* "$CUDA_HOME"/nvvm/bin/*
+    ln -s lib "$CUDA_HOME/lib64"
+    ln -s libcudart.so.13 "$CUDA_HOME/lib/libcudart.so"
+    ln -s libnvrtc.so.13 "$CUDA_HOME/lib/libnvrtc.so"
+    touch "$CUDA_WHEELS/made"
+}
+
+# The driver's and CUDA's libraries are not needed to build: the program looks for them where
+# it runs. What the linker asks for is empty libraries of their names.
+make_stubs() {
+    local name
+    mkdir -p "$CUDA_STUBS"
+    for name in cuda cublas cublasLt curand nvrtc; do
+        echo | cc -shared -x c -o "$CUDA_STUBS/lib$name.so" -
+    done
+}
+
+# The environment of builds with the feature cuda.
+use_toolkit() {
+    find_toolkit
+    make_stubs
+    export CUDA_HOME CUDA_PATH=$CUDA_HOME PATH=$CUDA_HOME/bin:$PATH
+    export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CARGO_TARGET_DIR=$CUDA_TARGET
+    export LIBRARY_PATH=$CUDA_STUBS:$CUDA_HOME/lib64${LIBRARY_PATH:+:$LIBRARY_PATH}
+}
+
+build_cuda() {
+    use_toolkit
+    cd "$REPO"
+    cargo build --release "${CUDA_PACKAGES[@]}" --bin pg_sight_server
+}
+
+# The program that cargo builds with these arguments.
+program_of() {
+    cargo "$@" --message-format json | sed -nE 's/.*"executable":"([^"]*)".*/\1/p' | tail -n 1
+}
+
+pack() {
+    local folder models=$REPO/crates/models wordnet
+    mkdir -p "$1"
+    folder=$(cd "$1" && pwd)
+    use_toolkit
+    cd "$REPO"
+    mkdir -p "$folder/bin" "$folder/crates/models/tests" "$folder/tools/compare" "$folder/tools/fixtures" \
+        "$folder/bench" "$folder/minilm"
+    set -- --release "${CUDA_PACKAGES[@]}"
+    strip -o "$folder/bin/kernel-tests" "$(program_of test --no-run --lib "$@")"
+    strip -o "$folder/bin/device-tests" "$(program_of test --no-run --test device "$@")"
+    strip -o "$folder/bin/turns" "$(program_of build --example turns "$@")"
+    strip -o "$folder/bin/clients" "$(program_of build --example clients "$@")"
+    strip -o "$folder/bin/pg_sight_server" "$(program_of build --bin pg_sight_server "$@")"
+    cp -R "$models/tests/fixtures" "$folder/crates/models/tests/"
+    rm -rf "$folder/crates/models/tests/fixtures/pictures"
+    cp -R demo "$folder/"
+    cp tools/compare/random_model.py "$folder/tools/compare/"
+    cp tools/fixtures/tiny_tokenizers.py "$folder/tools/fixtures/"
+    cp bench/gpu.py "$folder/bench/"
+    cp tools/gpu/check.sh "$folder/"
+    # Its tokenizer is enough to measure; with the weights (90 MB) parity is tested too.
+    if [ -n "${PACK_MINILM:-}" ]; then
+        cp -RL "$MINILM/." "$folder/minilm/"
+    else
+        cp "$MINILM/tokenizer.json" "$folder/minilm/"
+    fi
+    for wordnet in /usr/share/wordnet "$CACHE/bench/wordnet/usr/share/wordnet"; do
+        [ -f "$wordnet/data.noun" ] || continue
+        PYTHONPATH=$REPO/bench python3 -B -c 'import sys, glosses
+for text in glosses.read(sys.argv[1])[:16384]: print(text)' "$wordnet" >"$folder/texts.txt"
+    done
+    [ -s "$folder/texts.txt" ] || fail "there is no WordNet here" "bench/run.sh embed downloads it."
+}
+
+# A compiler that makes empty files: enough to look at the Rust code.
+pretend_toolkit() {
+    CUDA_HOME=$CACHE/cuda/pretended
+    mkdir -p "$CUDA_HOME/bin" "$CUDA_HOME/include" "$CUDA_HOME/lib64"
+    cat >"$CUDA_HOME/bin/nvcc" <<'NVCC'
+#!/bin/sh
+# In place of NVIDIA's compiler where nothing is linked; see scripts/cuda.sh.
+case " $* " in *" --version "*) printf '%s\n' nvcc '' '' 'Cuda compilation tools, release 13.0, V13.0.88' ;; esac
+while [ $# -gt 0 ]; do
+    case $1 in
+    -o | --output-file) : >"$2" ;;
+    --list-gpu-code) echo sm_80 ;;
+    --list-gpu-arch) echo compute_80 ;;
+    --output-directory)
+        folder=$2
+        ;;
+    *.cu) [ -z "${folder:-}" ] || : >"$folder/$(basename "$1" .cu).ptx" ;;
+    esac
+    shift
+done
+NVCC
+    chmod a+x "$CUDA_HOME/bin/nvcc"
+    export CUDA_HOME CUDA_PATH=$CUDA_HOME PATH=$CUDA_HOME/bin:$PATH
+    export CUDA_COMPUTE_CAP=80 CARGO_TARGET_DIR=${PG_SIGHT_CUDA_TARGET:-$CACHE/target-cuda-check}
+}
+
+check_cuda() {
+    pretend_toolkit
+    cd "$REPO"
+    cargo clippy --release "${CUDA_PACKAGES[@]}" --all-targets "$@" -- -D warnings
+}
+
+# Sourced, it only defines functions.
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    case ${1:-} in
+    build) build_cuda ;;
+    check) shift && check_cuda "$@" ;;
+    pack) [ $# -eq 2 ] || fail "usage: scripts/cuda.sh pack FOLDER" && pack "$2" ;;
+    run) shift && use_toolkit && cd "$REPO" && "$@" ;;
+    *) fail "usage: scripts/cuda.sh build | check | pack FOLDER | run COMMAND..." ;;
+    esac
+fi

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Parity and speed on a machine with an NVIDIA GPU, which needs no Rust: the folder that
+# `scripts/cuda.sh pack` fills, of which this is the front door. Python needs torch,
+# transformers, sentence-transformers and Pillow for the speed; parity needs no Python.
+#
+#   check.sh                 both; the report is RESULTS/results-gpu.md
+#   check.sh parity | speed  one of them
+#
+#   RESULTS      folder for reports and logs, by default results beside this script
+#   MODELS       folder for the models of full size that are made (2 GB), by default a
+#                temporary one
+#   PYTHON       by default python3
+#   ROUNDS       rounds of the benchmark
+
+set -uo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+RESULTS=${RESULTS:-$HERE/results}
+PYTHON=${PYTHON:-python3}
+MODELS=${MODELS:-${TMPDIR:-/tmp}/pg_sight-models}
+STATUS=0
+mkdir -p "$RESULTS" "$MODELS"
+
+# The program finds cuBLAS and its like as any other does; those of Python's wheels too.
+libraries() {
+    local name folder
+    for name in libcublas.so.13 libcublasLt.so.13 libcurand.so.10 libnvrtc.so.13 libcudart.so.13; do
+        if ldconfig -p | grep -q "$name"; then
+            continue
+        fi
+        folder=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2>/dev/null)
+        find "$folder/nvidia" /usr/local/cuda*/ -name "$name" -printf '%h\n' 2>/dev/null | head -n 1
+    done | sort -u | paste -sd :
+}
+LD_LIBRARY_PATH=$(libraries)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export LD_LIBRARY_PATH
+
+# part NAME SECONDS COMMAND...: with its output in a log.
+part() {
+    local name=$1 limit=$2 begun=$SECONDS
+    shift 2
+    if timeout "$limit" "$@" >"$RESULTS/$name.log" 2>&1; then
+        echo "$name: passed in $((SECONDS - begun)) s"
+    else
+        echo "$name: FAILED with $? after $((SECONDS - begun)) s; the end of $RESULTS/$name.log:"
+        grep -E "panicked|^error|Error|tolerance|FAILED|test result" "$RESULTS/$name.log" | head -n 20
+        tail -n 15 "$RESULTS/$name.log"
+        STATUS=1
+    fi
+}
+
+parity() {
+    export PG_SIGHT_TEST_DEVICE=cuda PG_SIGHT_TEST_ROOT=$HERE/crates/models
+    [ ! -f "$HERE/minilm/model.safetensors" ] || export PG_SIGHT_MINILM=$HERE/minilm
+    part kernels 120 "$HERE/bin/kernel-tests" cuda --ignored --nocapture --test-threads 1
+    part models 240 "$HERE/bin/device-tests" --nocapture --test-threads 1
+}
+
+models() {
+    local kind
+    for kind in mpnet-base blip-large; do
+        [ -f "$MODELS/$kind/made" ] || {
+            "$PYTHON" -B "$HERE/tools/compare/random_model.py" "$kind" "$MODELS/$kind" \
+                --tokenizer "$HERE/minilm" && touch "$MODELS/$kind/made"
+        } &
+    done
+    wait
+    [ -f "$MODELS/mpnet-base/made" ] && [ -f "$MODELS/blip-large/made" ]
+}
+
+speed() {
+    part make-models 200 bash -c models
+    part speed 300 "$PYTHON" -B "$HERE/bench/gpu.py" --turns "$HERE/bin/turns" --texts "$HERE/texts.txt" \
+        --pictures "$HERE/demo/goldens" --models "$MODELS" --report "$RESULTS/results-gpu.md" --rounds "${ROUNDS:-7}"
+    part clients 60 "$HERE/bin/clients" "$HERE/bin/pg_sight_server" "$MODELS/mpnet-base" "$HERE/texts.txt" cuda 3 1 8 32 64
+    {
+        echo
+        echo "The model server with MPNet-base, through its socket, without PostgreSQL:"
+        echo
+        grep -E '^[0-9]+ client' "$RESULTS/clients.log" | sed 's/^/- /'
+    } >>"$RESULTS/results-gpu.md"
+    cat "$RESULTS/results-gpu.md"
+}
+
+# For the shell that timeout starts.
+export -f models
+export HERE MODELS PYTHON
+
+case ${1:-all} in
+parity) parity ;;
+speed) speed ;;
+all)
+    parity
+    speed
+    ;;
+*)
+    echo "usage: check.sh [parity | speed]" >&2
+    exit 2
+    ;;
+esac
+exit $STATUS
