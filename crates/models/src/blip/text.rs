@@ -9,6 +9,7 @@ use crate::blip::config::{BlipConfig, TextConfig};
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
+use crate::kv_cache::KeysAndValues;
 use crate::linear::Linear;
 use crate::ops::{HistoryTable, NormParameters, add_layer_norm, cached_attention, layer_norm};
 use crate::trace::{self, Trace};
@@ -45,13 +46,6 @@ struct Layer {
     intermediate: Linear,
     output: Linear,
     output_norm: NormParameters,
-}
-
-/// Keys and values of a picture or a text for one layer, each (rows, hidden).
-#[derive(Debug, Clone)]
-pub(crate) struct KeysAndValues {
-    keys: Tensor,
-    values: Tensor,
 }
 
 /// One decoder step: tokens at one position of several sequences.
@@ -166,19 +160,8 @@ impl TextDecoder {
 
     /// Memory for the keys and values of `rows` tokens, in all layers.
     pub(crate) fn cache(&self, rows: usize) -> Result<Vec<KeysAndValues>> {
-        let zeros = || {
-            let shape = (rows, self.config.hidden_size);
-            Tensor::zeros(shape, self.place.dtype, &self.place.device)
-        };
-        self.layers
-            .iter()
-            .map(|_| {
-                Ok(KeysAndValues {
-                    keys: zeros()?,
-                    values: zeros()?,
-                })
-            })
-            .collect()
+        let (layers, hidden) = (self.layers.len(), self.config.hidden_size);
+        KeysAndValues::reserve(layers, rows, hidden, &self.place)
     }
 
     /// Computes one position; the result is the hidden state, (tokens, hidden). A
@@ -332,8 +315,7 @@ impl Layer {
         let (hidden, heads) = (x.dim(1)?, decoder.config.num_attention_heads);
         let qkv = self.qkv.forward(x)?;
         let part = |index: usize| qkv.narrow(1, index * hidden, hidden)?.contiguous();
-        cache.keys.slice_set(&part(1)?, 0, step.cache_row)?;
-        cache.values.slice_set(&part(2)?, 0, step.cache_row)?;
+        cache.write(&part(1)?, &part(2)?, step.cache_row)?;
         let attended =
             cached_attention(&part(0)?, &cache.keys, &cache.values, step.history, heads)?;
         let x = add_layer_norm(self.self_output.product(&attended)?, x, &self.self_norm)?;
