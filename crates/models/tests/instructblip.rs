@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sight_models::{
-    Architecture, Captioner, Device, ErrorKind, FourBits, GenerationOverrides, ImageLimits, Model,
-    ModelError, Pixels, Placement, Task, Tensor, inspect, load, open,
+    Architecture, Captioner, DType, Device, ErrorKind, FourBits, GenerationOverrides, ImageLimits,
+    Model, ModelError, Pixels, Placement, Task, Tensor, inspect, load, open,
 };
 
 const MODELS: [&str; 3] = ["a", "b", "t"];
@@ -273,6 +273,48 @@ fn answers_in_4_bits_are_those_of_transformers_with_the_quantized_weights() {
     };
     let differing = goldens.cases().iter().filter(differs).count();
     assert!(differing > goldens.cases().len() / 5, "{differing}");
+}
+
+#[test]
+fn short_floats_differ_by_rounding_only() {
+    // The plain forms of all operations, which other devices compute.
+    for model in ["a", "b", "t", "q"] {
+        let trace = |dtype, quantized: bool| {
+            let folder = copy(model);
+            let place = Placement {
+                device: Device::Cpu,
+                dtype,
+            };
+            let opened = open(folder.path()).unwrap();
+            let options = FourBits {
+                folders: Vec::new(),
+                log: &|_| {},
+            };
+            let loaded = match quantized {
+                true => opened.load_in_4_bits(&place, &options),
+                false => opened.load(&place),
+            };
+            let Model::Captioner(captioner) = loaded.unwrap() else {
+                panic!("this is no encoder");
+            };
+            let prompt = captioner.prompt(Some("this image is a shoe")).unwrap();
+            let picture = &pictures(&captioner)[0];
+            let trace = captioner.trace(picture, &prompt, &[5, 6, 7]).unwrap();
+            let logits = trace["text.logits"].to_dtype(DType::F32).unwrap();
+            assert_eq!(logits.dim(0).unwrap(), 4);
+            logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        for quantized in [false, true] {
+            let full = trace(DType::F32, quantized);
+            let largest = full.iter().fold(0.0_f32, |worst, x| worst.max(x.abs()));
+            let short = trace(DType::F16, quantized);
+            let pairs = full.iter().zip(&short);
+            let worst = pairs.fold(0.0_f32, |worst, (a, b)| worst.max((a - b).abs()));
+            let error = worst / largest;
+            let what = format!("{model}, quantized {quantized}: {error}");
+            assert!(error > 0.0 && error < 0.06, "{what}");
+        }
+    }
 }
 
 #[test]

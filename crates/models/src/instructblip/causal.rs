@@ -73,10 +73,10 @@ impl<'a> CausalDecoder<'a> {
         width: usize,
         positions: usize,
     ) -> Result<Self, ModelError> {
-        let begun = beginning.len()?;
+        let length = beginning.len()?;
         // What all begin with is there once for each input, not for each beam.
-        let begun = begun * beginning.sequences;
-        let further = positions.saturating_sub(begun / beginning.sequences);
+        let begun = length * beginning.sequences;
+        let further = positions.saturating_sub(length);
         let rows = begun + further.min(FIRST_TOKENS) * width;
         Ok(Self {
             cache: TokenCache::new(llama.cache(rows)?, rows, begun + further * width),
