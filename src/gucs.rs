@@ -30,6 +30,8 @@ pub static HF_ENDPOINT: GucSetting<Option<CString>> = GucSetting::<Option<CStrin
 
 pub static DEVICE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"auto"));
 pub static DTYPE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"auto"));
+/// Linear layers of language models.
+pub static LOAD_IN_4BIT: GucSetting<bool> = GucSetting::<bool>::new(false);
 pub static THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(600_000);
 pub static MAX_QUEUED_REQUESTS: GucSetting<i32> = GucSetting::<i32>::new(1024);
@@ -215,6 +217,14 @@ fn define_device() {
         c"Numbers that models compute with: auto, float32, float16 or bfloat16.",
         c"auto takes bfloat16 on a GPU. On the CPU they are float32.",
         &DTYPE,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"pg_sight.load_in_4bit",
+        c"Whether the language models of captioners are loaded in 4 bits.",
+        c"Concerns InstructBLIP. The quantized weights are kept in a file beside the model.",
+        &LOAD_IN_4BIT,
         GucContext::Sighup,
         GucFlags::default(),
     );

@@ -353,7 +353,7 @@ fn settings_are_for_whom_they_should_be() {
     let expected = [
         (
             "sighup",
-            "device dtype embed_cache_size idle_timeout max_batch_images max_batch_tokens \
+            "device dtype embed_cache_size idle_timeout load_in_4bit max_batch_images max_batch_tokens \
              max_model_memory max_queued_requests max_queued_size metrics_address preload_models \
              threads warm_up watchdog_interval watchdog_timeout",
         ),

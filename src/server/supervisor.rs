@@ -134,6 +134,7 @@ fn configuration() -> ServerConfig {
         statistics_file: files::STATISTICS.into(),
         device: gucs::string(&gucs::DEVICE),
         dtype: gucs::string(&gucs::DTYPE),
+        load_in_4bit: gucs::LOAD_IN_4BIT.get(),
         threads: gucs::THREADS.get() as u32,
         idle_timeout_ms: gucs::IDLE_TIMEOUT.get() as u64,
         max_queued_requests: gucs::MAX_QUEUED_REQUESTS.get() as u32,

@@ -1,7 +1,8 @@
 """What transformers computes on its way to a result, under the names that the example `trace` of sight-models uses.
 
 Encoders: `embeddings`, `layer.N`. Captioners: `vision.embeddings`, `vision.layer.N`, `vision.output`,
-`text.embeddings`, `text.layer.N`, `text.logits`. Each tensor is (vectors, width), of one text or one picture.
+`text.embeddings`, `text.layer.N`, `text.logits`; InstructBLIP also `qformer.embeddings`, `qformer.layer.N`,
+`projection` and, with a T5, `encoder.layer.N`. Each tensor is (vectors, width), of one text or one picture.
 """
 
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import BlipForConditionalGeneration, PreTrainedModel
+from transformers import BlipForConditionalGeneration, InstructBlipForConditionalGeneration, PreTrainedModel
 
 
 # Options of a generation that a model's generation_config.json may have for us.
@@ -74,3 +75,31 @@ def trace_captioner(model: BlipForConditionalGeneration, pixels: torch.Tensor, i
         logits = text(input_ids=torch.tensor([ids]), encoder_hidden_states=states, encoder_attention_mask=mask).logits
     part = lambda begin: {name: state for name, state in outputs.items() if name.startswith(begin)}
     return {**part("vision."), "vision.output": states[0].contiguous(), **part("text."), "text.logits": logits[0].contiguous()}
+
+
+@torch.no_grad()
+def trace_instructed(model: InstructBlipForConditionalGeneration, inputs: dict[str, torch.Tensor], answer: list[int]) -> dict[str, torch.Tensor]:
+    """The hidden states for one picture with an instruction, as the processor gives them, and these tokens after it.
+
+    `text.logits` is of the last token of the instruction and of those that follow.
+    """
+    is_decoder = not model.config.text_config.is_encoder_decoder
+    modules: dict[str, nn.Module] = {"vision.embeddings": model.vision_model.embeddings}
+    modules |= {f"vision.layer.{index}": layer for index, layer in enumerate(model.vision_model.encoder.layers)}
+    modules |= {"qformer.embeddings": model.qformer.embeddings}
+    modules |= {f"qformer.layer.{index}": layer for index, layer in enumerate(model.qformer.encoder.layer)}
+    modules |= {"projection": model.language_projection}
+    if is_decoder:
+        modules |= {f"text.layer.{index}": layer for index, layer in enumerate(model.language_model.model.layers)}
+        ids = torch.cat([inputs["input_ids"], torch.tensor([answer], dtype=torch.long)], dim=1)
+        inputs = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        prompt = ids.shape[1] - len(answer)
+    else:
+        modules |= {f"encoder.layer.{index}": layer for index, layer in enumerate(model.language_model.encoder.block)}
+        modules |= {f"text.layer.{index}": layer for index, layer in enumerate(model.language_model.decoder.block)}
+        inputs = {**inputs, "decoder_input_ids": torch.tensor([[model.config.text_config.decoder_start_token_id, *answer]])}
+        prompt = 1
+    with recorded(modules) as outputs:
+        result = model(**inputs)
+    vision = result.vision_outputs.last_hidden_state[0].contiguous()
+    return {**outputs, "vision.output": vision, "text.logits": result.logits[0, prompt - 1 :].contiguous()}

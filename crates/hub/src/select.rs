@@ -77,6 +77,9 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
+/// The second tokenizer of InstructBLIP.
+const QUESTION_TOKENIZER: &str = "qformer_tokenizer";
+
 /// A folder of a sentence-transformers module: `1_Pooling`, `2_Dense`.
 fn is_module(folder: &str) -> bool {
     folder.split_once('_').is_some_and(|(number, name)| {
@@ -100,7 +103,7 @@ pub(crate) fn needed<'a>(
     let mut folders: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for path in paths {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-        if folder.is_empty() || is_module(folder) {
+        if folder.is_empty() || folder == QUESTION_TOKENIZER || is_module(folder) {
             folders.entry(folder).or_default().push(name);
         }
     }
@@ -197,6 +200,32 @@ mod tests {
                 "sentence_bert_config.json",
                 "tokenizer.json",
                 "vocab.txt",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_second_tokenizer_of_instructblip_comes_with_it() {
+        let needed = needed(
+            "x/y",
+            [
+                "config.json",
+                "model.safetensors",
+                "qformer_tokenizer/README.md",
+                "qformer_tokenizer/tokenizer.json",
+                "qformer_tokenizer/tokenizer_config.json",
+                "qformer_tokenizer/old/tokenizer.json",
+                "tokenizer.json",
+            ],
+        );
+        assert_eq!(
+            needed.unwrap(),
+            [
+                "config.json",
+                "model.safetensors",
+                "qformer_tokenizer/tokenizer.json",
+                "qformer_tokenizer/tokenizer_config.json",
+                "tokenizer.json",
             ]
         );
     }

@@ -84,10 +84,13 @@ fn trace_picture(
     let pixels = captioner.preprocess(picture, &limits)?;
     let images = captioner.encode_images(&[&pixels])?;
     let config = captioner.generation(options)?;
-    let captions = captioner.generate(&images, &captioner.prompt(None)?, &config, &|_| false)?;
+    let prompt = captioner.prompt(None)?;
+    let captions = captioner.generate(&images, &prompt, &config, &|_| false)?;
     let caption = captions.into_iter().flatten().next();
     let ids = caption.ok_or("no description")?.token_ids;
-    let mut states: States = captioner.trace(&pixels, &ids)?.into_iter().collect();
+    let answer = &ids[prompt.ids().len()..];
+    let states = captioner.trace(&pixels, &prompt, answer)?;
+    let mut states: States = states.into_iter().collect();
     states.insert("ids".to_owned(), ids_tensor(&ids)?);
     let side = ((pixels.values().len() / 3) as f64).sqrt() as usize;
     let pixels = Tensor::from_slice(pixels.values(), (3, side, side), &Device::Cpu)?;

@@ -12,6 +12,7 @@ mod torch;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
@@ -210,16 +211,53 @@ impl Checkpoint {
         shape: &[usize],
         place: &Placement,
     ) -> Result<Tensor, ModelError> {
-        let spec = TensorSpec::new(name, shape);
-        let (entry, dtype) = self.entry(&spec)?;
+        let tensor = self.read_stored(&TensorSpec::new(name, shape))?;
+        Ok(tensor.to_dtype(place.dtype)?.to_device(&place.device)?)
+    }
+
+    /// The same in the type that it is stored in, where that is none of the longest.
+    pub(crate) fn read_as_stored(
+        &self,
+        spec: &TensorSpec,
+        place: &Placement,
+    ) -> Result<Tensor, ModelError> {
+        let tensor = self.read_stored(spec)?;
+        let tensor = match tensor.dtype() {
+            DType::F64 => tensor.to_dtype(DType::F32)?,
+            _ => tensor,
+        };
+        Ok(tensor.to_device(&place.device)?)
+    }
+
+    /// The directory of the model.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A hash of the directory's path, 16 hexadecimal digits.
+    pub(crate) fn path_hash(&self) -> String {
+        self.directory.path_hash()
+    }
+
+    /// A hash of the files that tensors are read from, which changes when one of them
+    /// does.
+    pub(crate) fn fingerprint(&self) -> Result<String, ModelError> {
+        let mut files: Vec<&str> = self.tensors.values().map(|it| it.file.as_str()).collect();
+        files.sort_unstable();
+        files.dedup();
+        self.directory.fingerprint(&files)
+    }
+
+    fn read_stored(&self, spec: &TensorSpec) -> Result<Tensor, ModelError> {
+        let (entry, dtype) = self.entry(spec)?;
         let unreadable = |error| self.directory.unreadable(&entry.file, &error);
         let mut file = File::open(self.directory.path().join(&entry.file)).map_err(unreadable)?;
         file.seek(SeekFrom::Start(entry.start))
             .map_err(unreadable)?;
         let mut bytes = vec![0; entry.bytes as usize];
         file.read_exact(&mut bytes).map_err(unreadable)?;
-        let tensor = Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?;
-        Ok(tensor.to_dtype(place.dtype)?.to_device(&place.device)?)
+        let shape = spec.shape.as_slice();
+        Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?)
     }
 }
 

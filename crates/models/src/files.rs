@@ -101,14 +101,25 @@ impl ModelDirectory {
             .with_detail(format!("The system says: {error}."))
         })?;
         entries.sort();
+        Ok(hash_of(&entries))
+    }
+
+    /// The same of some files only.
+    pub(crate) fn fingerprint(&self, files: &[&str]) -> Result<String, ModelError> {
+        let entry = |name: &&str| {
+            let state = state_of(&self.path.join(name));
+            let (size, modified_ns) = state.map_err(|error| self.unreadable(name, &error))?;
+            Ok::<_, ModelError>(((*name).to_owned(), size, modified_ns))
+        };
+        let entries = files.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+        Ok(hash_of(&entries))
+    }
+
+    /// A hash of the path, 16 hexadecimal digits: another for each model.
+    pub(crate) fn path_hash(&self) -> String {
         let mut hash = Fnv1a::new();
-        for (name, size, modified_ns) in &entries {
-            hash.write(name.as_bytes());
-            hash.write(&[0]);
-            hash.write(&size.to_le_bytes());
-            hash.write(&modified_ns.to_le_bytes());
-        }
-        Ok(format!("{:016x}", hash.0))
+        hash.write(self.path.as_os_str().as_encoded_bytes());
+        format!("{:016x}", hash.0)
     }
 }
 
@@ -131,6 +142,27 @@ pub(crate) fn unsupported(name: &str, detail: impl Into<String>) -> ModelError {
     .with_detail(detail)
 }
 
+/// Size in bytes and modification time in ns. Follows links: a hub cache links its
+/// files to blobs.
+fn state_of(path: &Path) -> io::Result<(u64, u128)> {
+    let metadata = fs::metadata(path)?;
+    let modified = metadata.modified()?.duration_since(UNIX_EPOCH);
+    let modified_ns = modified.map_or(0, |since| since.as_nanos());
+    Ok((metadata.len(), modified_ns))
+}
+
+/// A hash of (name, size in bytes, modification time in ns), 16 hexadecimal digits.
+fn hash_of(entries: &[(String, u64, u128)]) -> String {
+    let mut hash = Fnv1a::new();
+    for (name, size, modified_ns) in entries {
+        hash.write(name.as_bytes());
+        hash.write(&[0]);
+        hash.write(&size.to_le_bytes());
+        hash.write(&modified_ns.to_le_bytes());
+    }
+    format!("{:016x}", hash.0)
+}
+
 /// Gathers (relative name, size in bytes, modification time in ns).
 fn collect(
     folder: &Path,
@@ -144,20 +176,15 @@ fn collect(
         if name.starts_with('.') {
             continue;
         }
-        // Follows links: a hub cache links its files to blobs.
-        let metadata = fs::metadata(entry.path())?;
         let relative = format!("{prefix}{name}");
-        if metadata.is_dir() {
+        if fs::metadata(entry.path())?.is_dir() {
             if depth < MAX_DEPTH {
                 collect(&entry.path(), &format!("{relative}/"), depth + 1, entries)?;
             }
             continue;
         }
-        let modified_ns = metadata
-            .modified()?
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_nanos());
-        entries.push((relative, metadata.len(), modified_ns));
+        let (size, modified_ns) = state_of(&entry.path())?;
+        entries.push((relative, size, modified_ns));
     }
     Ok(())
 }

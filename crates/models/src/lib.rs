@@ -11,6 +11,7 @@
 mod activation;
 mod bert;
 mod blip;
+mod captioner;
 mod checkpoint;
 mod dense;
 mod device;
@@ -18,17 +19,21 @@ mod error;
 mod files;
 mod generation;
 mod image;
+mod instructblip;
+mod kv_cache;
 mod linear;
 mod load;
 mod ops;
 mod pooling;
+mod projection;
 mod prompts;
+mod quantized;
 mod text_encoder;
 mod tokenizer;
 mod trace;
 
-pub use blip::{Caption, Captioner, EncodedImages, Prompt};
 pub use candle_core::{DType, Device, Tensor};
+pub use captioner::{Caption, Captioner, EncodedImages, Prompt};
 pub use device::{DeviceMemory, Placement, set_threads};
 pub use error::{ErrorKind, ModelError};
 pub use generation::{EarlyStopping, GenerationConfig, GenerationOverrides};
@@ -36,4 +41,5 @@ pub use image::{ImageLimits, ImageProcessor, Picture, Pixels};
 pub use load::{
     Architecture, Model, ModelSummary, OpenedModel, Task, inspect, load, open, revision,
 };
+pub use quantized::FourBits;
 pub use text_encoder::{TextEncoder, Tokens};

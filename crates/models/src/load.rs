@@ -5,11 +5,12 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::bert::Family;
-use crate::blip::{Captioner, CaptionerPlan};
+use crate::captioner::{Captioner, CaptionerPlan};
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
 use crate::files::{ModelDirectory, damaged, unsupported};
+use crate::quantized::FourBits;
 use crate::text_encoder::{EncoderPlan, TextEncoder};
 
 /// What a model is for.
@@ -27,16 +28,18 @@ pub enum Architecture {
     Bert,
     Blip,
     DistilBert,
+    InstructBlip,
     MpNet,
     Roberta,
     XlmRoberta,
 }
 
 /// Every architecture with its `model_type` in `config.json`.
-const MODEL_TYPES: [(&str, Architecture); 6] = [
+const MODEL_TYPES: [(&str, Architecture); 7] = [
     ("bert", Architecture::Bert),
     ("blip", Architecture::Blip),
     ("distilbert", Architecture::DistilBert),
+    ("instructblip", Architecture::InstructBlip),
     ("mpnet", Architecture::MpNet),
     ("roberta", Architecture::Roberta),
     ("xlm-roberta", Architecture::XlmRoberta),
@@ -101,7 +104,11 @@ impl Plan {
     fn read(directory: &ModelDirectory, architecture: Architecture) -> Result<Self, ModelError> {
         let family = match architecture {
             Architecture::Blip => {
-                return Ok(Self::Captioner(Box::new(CaptionerPlan::read(directory)?)));
+                return Ok(Self::Captioner(Box::new(CaptionerPlan::blip(directory)?)));
+            }
+            Architecture::InstructBlip => {
+                let plan = CaptionerPlan::instruct_blip(directory)?;
+                return Ok(Self::Captioner(Box::new(plan)));
             }
             Architecture::Bert => Family::Bert,
             Architecture::DistilBert => Family::DistilBert,
@@ -174,13 +181,49 @@ impl OpenedModel {
         self.parameters() * place.dtype.size_in_bytes() as u64
     }
 
+    /// The same where it is loaded in 4 bits.
+    pub fn memory_bytes_in_4_bits(&self, place: &Placement) -> u64 {
+        let Plan::Captioner(plan) = &self.plan else {
+            return self.memory_bytes(place);
+        };
+        let number = place.dtype.size_in_bytes() as u64;
+        let layers = plan.language_layers(&self.checkpoint);
+        let saved = layers.iter().map(|layer| {
+            let whole = (layer.outputs() * layer.inputs()) as u64 * number;
+            whole - layer.quantized_bytes().unwrap_or(whole)
+        });
+        self.memory_bytes(place).saturating_sub(saved.sum())
+    }
+
     /// Reads the weights. Errors as [`open`], and
     /// [`ErrorKind::OutOfDeviceMemory`](crate::ErrorKind::OutOfDeviceMemory).
     pub fn load(self, place: &Placement) -> Result<Model, ModelError> {
+        self.load_as(place, None)
+    }
+
+    /// The same with the linear layers of a language model in 4 bits; of other models
+    /// nothing changes. Where they were not quantized before, this takes minutes for
+    /// billions of parameters; the result is kept in a file. Errors as
+    /// [`OpenedModel::load`].
+    pub fn load_in_4_bits(
+        self,
+        place: &Placement,
+        options: &FourBits<'_>,
+    ) -> Result<Model, ModelError> {
+        self.load_as(place, Some(options))
+    }
+
+    fn load_as(
+        self,
+        place: &Placement,
+        four_bits: Option<&FourBits<'_>>,
+    ) -> Result<Model, ModelError> {
         let checkpoint = &self.checkpoint;
         Ok(match self.plan {
             Plan::Encoder(plan) => Model::Encoder(TextEncoder::read(plan, checkpoint, place)?),
-            Plan::Captioner(plan) => Model::Captioner(Captioner::read(plan, checkpoint, place)?),
+            Plan::Captioner(plan) => {
+                Model::Captioner(Captioner::read(*plan, checkpoint, place, four_bits)?)
+            }
         })
     }
 }

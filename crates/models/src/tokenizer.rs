@@ -2,12 +2,14 @@
 
 use serde::Deserialize;
 use tokenizers::normalizers::{BertNormalizer, Lowercase, NormalizerWrapper, Sequence};
+use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{PostProcessor, Tokenizer, TruncationParams};
 
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
+const CONFIG_FILE: &str = "tokenizer_config.json";
 
 /// What is used of `tokenizer_config.json`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -19,6 +21,32 @@ pub(crate) struct TokenizerConfig {
     /// A float where transformers wrote "no limit" as 1e30.
     model_max_length: Option<f64>,
     pub(crate) clean_up_tokenization_spaces: Option<bool>,
+}
+
+/// What of `tokenizer_config.json` says which tokens are put around a text.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Surroundings {
+    add_bos_token: Option<bool>,
+    add_eos_token: Option<bool>,
+    bos_token: Option<SpecialToken>,
+    eos_token: Option<SpecialToken>,
+}
+
+/// A token by its text, or with its properties, as transformers 4 writes it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum SpecialToken {
+    Text(String),
+    Added { content: String },
+}
+
+impl SpecialToken {
+    fn text(self) -> String {
+        match self {
+            Self::Text(text) | Self::Added { content: text } => text,
+        }
+    }
 }
 
 impl TokenizerConfig {
@@ -34,11 +62,20 @@ impl TokenizerConfig {
 /// the caller to decide. The options of `tokenizer_config.json` win over the
 /// normaliser stored in `tokenizer.json`, as they do in transformers.
 pub(crate) fn load(directory: &ModelDirectory) -> Result<(Tokenizer, TokenizerConfig), ModelError> {
-    let bytes = directory.read(TOKENIZER_FILE)?;
+    load_from(directory, "")
+}
+
+/// The same for a tokenizer in a folder of the model; it ends with a slash.
+pub(crate) fn load_from(
+    directory: &ModelDirectory,
+    folder: &str,
+) -> Result<(Tokenizer, TokenizerConfig), ModelError> {
+    let file = format!("{folder}{TOKENIZER_FILE}");
+    let bytes = directory.read(&file)?;
     let mut tokenizer = Tokenizer::from_bytes(&bytes)
-        .map_err(|error| damaged(TOKENIZER_FILE, format!("It cannot be read: {error}.")))?;
+        .map_err(|error| damaged(&file, format!("It cannot be read: {error}.")))?;
     let config: TokenizerConfig = directory
-        .optional_json("tokenizer_config.json")?
+        .optional_json(&format!("{folder}{CONFIG_FILE}"))?
         .unwrap_or_default();
     tokenizer.with_padding(None);
     tokenizer
@@ -58,6 +95,51 @@ pub(crate) fn load(directory: &ModelDirectory) -> Result<(Tokenizer, TokenizerCo
             .map_err(|error| failed(&error.to_string()))?;
     }
     Ok((tokenizer, config))
+}
+
+/// Puts the tokens around a text that `tokenizer_config.json` asks for, where it has
+/// add_bos_token or add_eos_token: as in transformers they win over those that are
+/// stored in `tokenizer.json`.
+pub(crate) fn set_begin_and_end(
+    directory: &ModelDirectory,
+    tokenizer: &mut Tokenizer,
+) -> Result<(), ModelError> {
+    let config: Surroundings = directory.optional_json(CONFIG_FILE)?.unwrap_or_default();
+    if config.add_bos_token.is_none() && config.add_eos_token.is_none() {
+        return Ok(());
+    }
+    // Where there is no such token there is nothing to add, as in transformers.
+    type Found = Result<Option<(String, u32)>, ModelError>;
+    let find = |wanted: Option<bool>, token: Option<SpecialToken>| -> Found {
+        let Some(text) = token
+            .filter(|_| wanted == Some(true))
+            .map(SpecialToken::text)
+        else {
+            return Ok(None);
+        };
+        let id = tokenizer.token_to_id(&text).ok_or_else(|| {
+            let detail = format!("Its token \"{text}\" is not in {TOKENIZER_FILE}.");
+            damaged(CONFIG_FILE, detail)
+        })?;
+        Ok(Some((text, id)))
+    };
+    let begin = find(config.add_bos_token, config.bos_token)?;
+    let end = find(config.add_eos_token, config.eos_token)?;
+    let piece = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| format!("{text}:0"));
+    let template: Vec<String> = piece(&begin)
+        .into_iter()
+        .chain(["$A:0".to_owned()])
+        .chain(piece(&end))
+        .collect();
+    let tokens: Vec<(String, u32)> = begin.into_iter().chain(end).collect();
+    let template = TemplateProcessing::builder()
+        .try_single(template)
+        .map_err(|error| damaged(CONFIG_FILE, format!("Its tokens cannot be used: {error}.")))?
+        .special_tokens(tokens)
+        .build()
+        .map_err(|error| failed(&error.to_string()))?;
+    tokenizer.with_post_processor(Some(template));
+    Ok(())
 }
 
 /// Lower-cases all text first, unless the tokenizer does so already.

@@ -151,7 +151,11 @@ fn assert_traces(captioner: &Captioner, goldens: &Goldens, what: &str) {
     let pictures = pictures(captioner);
     let mut compared = 0;
     for (index, ids) in goldens.traced().iter().enumerate() {
-        let trace: BTreeMap<String, Tensor> = captioner.trace(&pictures[index], ids).unwrap();
+        let prompt = captioner.prompt(None).unwrap();
+        let (begin, answer) = ids.split_at(prompt.ids().len());
+        assert_eq!(prompt.ids(), begin, "{what}");
+        let trace = captioner.trace(&pictures[index], &prompt, answer);
+        let trace: BTreeMap<String, Tensor> = trace.unwrap();
         for (name, state) in trace {
             let name = format!("{index}.{name}");
             assert_close(&state, &goldens.states[&name], &format!("{what}, {name}"));
@@ -285,9 +289,10 @@ fn an_untied_output_layer_must_be_there() {
 fn a_trace_needs_tokens_that_the_model_has() {
     let captioner = captioner(&fixture("a"));
     let picture = &pictures(&captioner)[0];
-    for ids in [vec![], vec![5; 41], vec![5, 1_000_000]] {
-        let error = captioner.trace(picture, &ids).unwrap_err();
+    let prompt = captioner.prompt(None).unwrap();
+    for ids in [vec![5; 40], vec![5, 1_000_000]] {
+        let error = captioner.trace(picture, &prompt, &ids).unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidOption);
     }
-    assert!(captioner.trace(picture, &[5; 40]).is_ok());
+    assert!(captioner.trace(picture, &prompt, &[5; 39]).is_ok());
 }

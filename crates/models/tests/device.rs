@@ -274,7 +274,9 @@ fn every_layer_of_a_captioner_gives_what_transformers_gives() {
             for (index, ids) in traced.iter().enumerate() {
                 let picture = fs::read(fixture(&format!("blip/pictures/{index}.png"))).unwrap();
                 let pixels = captioner.preprocess(&picture, &LIMITS).unwrap();
-                for (name, state) in captioner.trace(&pixels, ids).unwrap() {
+                let prompt = captioner.prompt(None).unwrap();
+                let answer = &ids[prompt.ids().len()..];
+                for (name, state) in captioner.trace(&pixels, &prompt, answer).unwrap() {
                     let expected = &states[&format!("{index}.{name}")];
                     let error = largest(&(on_cpu(&state) - expected).unwrap());
                     assert!(!error.is_nan(), "{name} of {}", what(model, &place));

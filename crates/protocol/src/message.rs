@@ -233,6 +233,7 @@ pub enum Architecture {
     Bert,
     Blip,
     DistilBert,
+    InstructBlip,
     MpNet,
     Roberta,
     #[serde(rename = "xlm-roberta")]
@@ -246,6 +247,7 @@ impl Architecture {
             Self::Bert => "bert",
             Self::Blip => "blip",
             Self::DistilBert => "distilbert",
+            Self::InstructBlip => "instructblip",
             Self::MpNet => "mpnet",
             Self::Roberta => "roberta",
             Self::XlmRoberta => "xlm-roberta",

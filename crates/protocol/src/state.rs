@@ -172,6 +172,8 @@ pub struct ServerConfig {
     /// Numbers that models compute with: `auto`, `float32`, `float16` or
     /// `bfloat16`.
     pub dtype: String,
+    /// Whether the linear layers of language models are quantized to 4 bits.
+    pub load_in_4bit: bool,
     /// Compute threads; 0 takes one for each physical core.
     pub threads: u32,
     /// Without a request for so long the server exits; 0 never.

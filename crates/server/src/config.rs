@@ -85,7 +85,7 @@ pub fn compute_threads(setting: u32) -> usize {
 mod tests {
     use super::{ConfigError, batch_bounds, compute_threads, read};
 
-    const GOOD: &str = r#"{"socket": "s", "lock_file": "l", "device": "cpu", "dtype": "auto", "threads": 0,
+    const GOOD: &str = r#"{"socket": "s", "lock_file": "l", "device": "cpu", "dtype": "auto", "load_in_4bit": false, "threads": 0,
         "statistics_file": "f", "idle_timeout_ms": 0, "max_queued_requests": 1, "max_queued_bytes": 1,
         "max_batch_tokens": 1, "max_batch_images": 1, "max_model_bytes": 0, "embed_cache_bytes": 0,
         "preload_models": [], "warm_up": true, "metrics_address": null}"#;

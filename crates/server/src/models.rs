@@ -1,11 +1,14 @@
 //! The models of the server: from a client's reference to one that is loaded.
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use sight_models::{Captioner, Model, ModelSummary, Placement, TextEncoder};
+use sight_models::{
+    Captioner, FourBits, Model, ModelError, ModelSummary, OpenedModel, Placement, TextEncoder,
+};
 use sight_protocol::{
     Architecture, Counter, ErrorCode, ErrorReply, Limits, ModelInfo, ModelRef, ModelTask,
     ServerConfig,
@@ -62,6 +65,8 @@ impl LoadedModel {
 #[derive(Clone)]
 struct Loader {
     place: Placement,
+    /// Whether language models are loaded in 4 bits.
+    in_4_bits: bool,
     /// Bounds of a batch.
     max_tokens: usize,
     max_images: usize,
@@ -85,6 +90,7 @@ impl Models {
             registry: Arc::new(Registry::new(config.max_model_bytes)),
             loader: Loader {
                 place: place.clone(),
+                in_4_bits: config.load_in_4bit,
                 max_tokens,
                 max_images,
                 statistics: Arc::clone(statistics),
@@ -205,6 +211,25 @@ impl Models {
 }
 
 impl Loader {
+    fn memory_bytes(&self, opened: &OpenedModel) -> u64 {
+        if self.in_4_bits {
+            opened.memory_bytes_in_4_bits(&self.place)
+        } else {
+            opened.memory_bytes(&self.place)
+        }
+    }
+
+    fn read(&self, opened: OpenedModel) -> Result<Model, ModelError> {
+        if !self.in_4_bits {
+            return opened.load(&self.place);
+        }
+        let options = FourBits {
+            folders: quantized_folders(),
+            log: &|line| log::info(format_args!("{line}")),
+        };
+        opened.load_in_4_bits(&self.place, &options)
+    }
+
     fn load(
         &self,
         name: &str,
@@ -214,11 +239,11 @@ impl Loader {
         let begun = Instant::now();
         let model = loop {
             let opened = sight_models::open(Path::new(directory)).map_err(error::from_model)?;
-            room.make(opened.memory_bytes(&self.place))?;
+            room.make(self.memory_bytes(&opened))?;
             log::info(format_args!(
                 "loading model \"{name}\" from \"{directory}\""
             ));
-            match opened.load(&self.place).map_err(error::from_computation) {
+            match self.read(opened).map_err(error::from_computation) {
                 Err(error) if error.code == ErrorCode::OutOfDeviceMemory && room.free_oldest() => {}
                 loaded => break loaded?,
             }
@@ -238,6 +263,20 @@ impl Loader {
         counters.add_time(Counter::LoadTime, begun.elapsed());
         Ok(loaded)
     }
+}
+
+/// Folders for quantized weights of models whose own directories cannot be written
+/// to: `pg_sight` in the cache folder of the user that runs PostgreSQL.
+fn quantized_folders() -> Vec<PathBuf> {
+    // An empty or relative path means nothing; see the XDG Base Directory Specification.
+    let path = |name: &str| env::var_os(name).map(PathBuf::from);
+    let cache = path("XDG_CACHE_HOME").filter(|path| path.is_absolute());
+    let home = || path("HOME").filter(|path| path.is_absolute());
+    let cache = cache.or_else(|| home().map(|home| home.join(".cache")));
+    cache
+        .map(|cache| cache.join("pg_sight"))
+        .into_iter()
+        .collect()
 }
 
 /// Runs `work`, which reads files or computes, where it may block.
@@ -268,6 +307,7 @@ pub fn model_info(summary: ModelSummary) -> ModelInfo {
             sight_models::Architecture::Bert => Architecture::Bert,
             sight_models::Architecture::Blip => Architecture::Blip,
             sight_models::Architecture::DistilBert => Architecture::DistilBert,
+            sight_models::Architecture::InstructBlip => Architecture::InstructBlip,
             sight_models::Architecture::MpNet => Architecture::MpNet,
             sight_models::Architecture::Roberta => Architecture::Roberta,
             sight_models::Architecture::XlmRoberta => Architecture::XlmRoberta,

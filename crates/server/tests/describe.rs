@@ -335,3 +335,131 @@ fn texts_do_not_wait_for_the_end_of_a_description() {
     let waits = std::io::Read::read(&mut busy.stream, &mut [0]).unwrap_err();
     assert_eq!(waits.kind(), std::io::ErrorKind::WouldBlock);
 }
+
+fn fixture(path: &str) -> PathBuf {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures");
+    fixtures.join(path)
+}
+
+/// Copies a model, so that files may be put beside it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Two instructions about a picture, as a user of InstructBLIP asks them.
+fn instructed(model: &ModelRef, picture: &[u8]) -> Request {
+    Request::Describe {
+        model: model.clone(),
+        image_bytes: vec![picture.len() as u32],
+        prompts: [
+            "describe this image in full detail",
+            "create an extensive description of this image",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        options: GenerationOptions {
+            num_beams: Some(10),
+            max_length: Some(56),
+            min_length: Some(16),
+            repetition_penalty: Some(1.5),
+            ..GenerationOptions::default()
+        },
+    }
+}
+
+/// The ids of the answers that transformers gave under these options, as a text of
+/// the model's own tokenizer.
+fn answers(model: &Path, picture: &[u8], request: &Request) -> String {
+    let Request::Describe {
+        prompts, options, ..
+    } = request
+    else {
+        panic!("no request to describe");
+    };
+    let place = sight_models::Placement::default();
+    let sight_models::Model::Captioner(captioner) = sight_models::load(model, &place).unwrap()
+    else {
+        panic!("no captioner");
+    };
+    let limits = sight_models::ImageLimits {
+        max_bytes: 1 << 20,
+        max_pixels: 1 << 20,
+    };
+    let pixels = captioner.preprocess(picture, &limits).unwrap();
+    let images = captioner.encode_images(&[&pixels]).unwrap();
+    let options = sight_models::GenerationOverrides {
+        num_beams: options.num_beams,
+        max_length: options.max_length,
+        min_length: options.min_length,
+        repetition_penalty: options.repetition_penalty,
+        ..Default::default()
+    };
+    let config = captioner.generation(&options).unwrap();
+    let answer = |prompt: &String| {
+        let prompt = captioner.prompt(Some(prompt)).unwrap();
+        let answers = captioner.generate(&images, &prompt, &config, &|_| false);
+        answers.unwrap().remove(0).unwrap().text
+    };
+    let answers: Vec<String> = prompts.iter().map(answer).collect();
+    answers.join(" ")
+}
+
+#[test]
+fn several_instructions_are_answered_together() {
+    let (server, _directory) = start(&config());
+    let directory = fixture("instructblip/a");
+    let picture = std::fs::read(fixture("blip/pictures/0.png")).unwrap();
+    let request = instructed(&model(&directory), &picture);
+    let (Response::Captions(captions), _) = server.ask(&request, &[&picture]) else {
+        panic!("no captions");
+    };
+    assert_eq!(captions, [answers(&directory, &picture, &request)]);
+    assert!(captions[0].len() > 20 && !captions[0].contains("full detail"));
+    let inspect = Request::Inspect {
+        model: model(&directory),
+    };
+    let (Response::Model(info), _) = server.ask(&inspect, &[]) else {
+        panic!("no information");
+    };
+    assert_eq!(info.architecture, Architecture::InstructBlip);
+}
+
+#[test]
+fn a_language_model_is_loaded_in_4_bits_where_the_setting_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("model");
+    copy(&fixture("instructblip/q"), &directory);
+    let picture = std::fs::read(fixture("blip/pictures/0.png")).unwrap();
+    let request = instructed(&model(&directory), &picture);
+    let in_4_bits = ServerConfig {
+        load_in_4bit: true,
+        ..config()
+    };
+    let file = directory.join(".pg_sight-4bit.safetensors");
+    let mut sizes = Vec::new();
+    let mut captions = Vec::new();
+    for config in [&config(), &in_4_bits, &in_4_bits] {
+        let made = file.exists();
+        let (server, _directory) = start(config);
+        let (Response::Captions(caption), _) = server.ask(&request, &[&picture]) else {
+            panic!("no captions");
+        };
+        let (Response::Status(status), _) = server.ask(&Request::Status, &[]) else {
+            panic!("no status");
+        };
+        sizes.push(status.loaded_models[0].memory_bytes);
+        captions.push(caption);
+        assert_eq!(file.exists(), config.load_in_4bit || made);
+    }
+    assert_eq!(captions[1], captions[2]);
+    assert!(sizes[1] * 2 < sizes[0] && sizes[1] == sizes[2], "{sizes:?}");
+}

@@ -93,6 +93,30 @@ impl VisionConfig {
         Activation::hidden(&self.hidden_act, FILE, "vision_config.hidden_act")
     }
 
+    /// Refuses what is not computed, and sizes that contradict each other.
+    pub(crate) fn check(&self) -> Result<(), ModelError> {
+        self.activation()?;
+        check_heads(self.hidden_size, self.num_attention_heads, FILE)?;
+        check_positive(
+            &[
+                ("intermediate_size", self.intermediate_size),
+                ("patch_size", self.patch_size),
+                ("image_size", self.image_size),
+            ],
+            FILE,
+        )?;
+        if !self.image_size.is_multiple_of(self.patch_size) {
+            return Err(damaged(
+                FILE,
+                format!(
+                    "Its image_size {} is not a multiple of its patch_size {}.",
+                    self.image_size, self.patch_size
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     /// Patches along one side.
     pub(crate) fn grid(&self) -> usize {
         self.image_size / self.patch_size
@@ -115,29 +139,16 @@ impl BlipConfig {
     pub(crate) fn check(&self) -> Result<(), ModelError> {
         let (text, vision) = (&self.text_config, &self.vision_config);
         text.activation()?;
-        vision.activation()?;
         check_heads(text.hidden_size, text.num_attention_heads, FILE)?;
-        check_heads(vision.hidden_size, vision.num_attention_heads, FILE)?;
+        vision.check()?;
         check_positive(
             &[
                 ("vocab_size", text.vocab_size),
                 ("intermediate_size", text.intermediate_size),
                 ("max_position_embeddings", text.max_position_embeddings),
-                ("intermediate_size", vision.intermediate_size),
-                ("patch_size", vision.patch_size),
-                ("image_size", vision.image_size),
             ],
             FILE,
         )?;
-        if !vision.image_size.is_multiple_of(vision.patch_size) {
-            return Err(damaged(
-                FILE,
-                format!(
-                    "Its image_size {} is not a multiple of its patch_size {}.",
-                    vision.image_size, vision.patch_size
-                ),
-            ));
-        }
         for (name, id) in [
             ("bos_token_id", text.bos_token_id),
             ("sep_token_id", text.sep_token_id),

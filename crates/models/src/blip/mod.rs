@@ -6,5 +6,6 @@ mod config;
 mod text;
 mod vision;
 
-pub(crate) use captioner::CaptionerPlan;
-pub use captioner::{Caption, Captioner, EncodedImages, Prompt};
+pub(crate) use captioner::BlipCaptioner;
+pub(crate) use config::{BlipConfig, VisionConfig};
+pub(crate) use vision::VisionTower;

@@ -9,6 +9,7 @@ use crate::blip::config::{BlipConfig, TextConfig};
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
+use crate::kv_cache::KeysAndValues;
 use crate::linear::Linear;
 use crate::ops::{
     HistoryTable, NormParameters, add_layer_norm, add_to_rows, appending_attention, layer_norm,
@@ -48,13 +49,6 @@ struct Layer {
     intermediate: Linear,
     output: Linear,
     output_norm: NormParameters,
-}
-
-/// Keys and values of a picture or a text for one layer, each (rows, hidden).
-#[derive(Debug, Clone)]
-pub(crate) struct KeysAndValues {
-    keys: Tensor,
-    values: Tensor,
 }
 
 /// One decoder step: tokens at one position of several sequences.
@@ -169,19 +163,8 @@ impl TextDecoder {
 
     /// Memory for the keys and values of `rows` tokens, in all layers.
     pub(crate) fn cache(&self, rows: usize) -> Result<Vec<KeysAndValues>> {
-        let zeros = || {
-            let shape = (rows, self.config.hidden_size);
-            Tensor::zeros(shape, self.place.dtype, &self.place.device)
-        };
-        self.layers
-            .iter()
-            .map(|_| {
-                Ok(KeysAndValues {
-                    keys: zeros()?,
-                    values: zeros()?,
-                })
-            })
-            .collect()
+        let (layers, hidden) = (self.layers.len(), self.config.hidden_size);
+        KeysAndValues::reserve(layers, rows, hidden, &self.place)
     }
 
     /// Computes one position; the result is the hidden state, (tokens, hidden). A

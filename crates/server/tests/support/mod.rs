@@ -29,6 +29,7 @@ pub fn config() -> ServerConfig {
         statistics_file: "statistics.json".into(),
         device: "cpu".into(),
         dtype: "auto".into(),
+        load_in_4bit: false,
         threads: 2,
         idle_timeout_ms: 0,
         max_queued_requests: 100,

@@ -1,0 +1,294 @@
+//! Weights of 4 bits: made of those of a checkpoint, one layer after the other, and
+//! kept in a file, so that the next load only reads them.
+//!
+//! The file is in the safetensors format. Each layer is a tensor of bytes, blocks of
+//! GGML's `Q4_K` or `Q6_K`, named after the first weight that it was made of. The
+//! metadata have the version of this layout, a hash that changes when the checkpoint
+//! does, and a checksum of each layer.
+
+mod file;
+
+use std::fs;
+use std::path::PathBuf;
+
+use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor, QuantizedType};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Module, Shape, Tensor};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSlice;
+
+use crate::checkpoint::Checkpoint;
+use crate::device::{Placement, compute};
+use crate::error::ModelError;
+use crate::ops::floats;
+use crate::projection::ProjectionSpec;
+use file::{FILE_NAME, Header, QuantizedFile, Unusable, lock_unfinished, write_file};
+
+/// Rows that a thread quantizes at a time.
+const ROWS_PER_TASK: usize = 64;
+
+/// How a language model is loaded in 4 bits.
+pub struct FourBits<'a> {
+    /// Folders for the file of quantized weights, where the model's own directory
+    /// cannot be written to.
+    pub folders: Vec<PathBuf>,
+    /// Gets sentences for the log: what is made, and why a file is not used.
+    pub log: &'a (dyn Fn(&str) + Sync),
+}
+
+/// What a layer is quantized to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Precision {
+    /// 4.5 bits an element.
+    Weights,
+    /// 6.6 bits: of an output layer the differences count.
+    Output,
+}
+
+impl Precision {
+    fn dtype(self) -> GgmlDType {
+        match self {
+            Self::Weights => GgmlDType::Q4K,
+            Self::Output => GgmlDType::Q6K,
+        }
+    }
+
+    /// Bytes of a layer; `None` where its inputs do not fill whole blocks, so that it
+    /// stays as it is.
+    pub(crate) fn bytes(self, outputs: usize, inputs: usize) -> Option<u64> {
+        let dtype = self.dtype();
+        let blocks = inputs / dtype.block_size() * outputs;
+        inputs
+            .is_multiple_of(dtype.block_size())
+            .then(|| (blocks * dtype.type_size()) as u64)
+    }
+}
+
+/// The quantized layers of one checkpoint.
+pub(crate) struct QuantizedWeights<'a> {
+    checkpoint: &'a Checkpoint,
+    options: &'a FourBits<'a>,
+    /// Without one, layers are quantized when they are read.
+    file: Option<QuantizedFile>,
+}
+
+impl<'a> QuantizedWeights<'a> {
+    /// Finds the file of this checkpoint, or makes it.
+    ///
+    /// Errors: those of reading the checkpoint. A file that is damaged, of another
+    /// checkpoint, or cannot be written is no error, but goes to the log.
+    pub(crate) fn open(
+        checkpoint: &'a Checkpoint,
+        layers: &[ProjectionSpec],
+        options: &'a FourBits<'a>,
+    ) -> Result<Self, ModelError> {
+        let header = Header::new(layers, checkpoint.fingerprint()?);
+        let own = checkpoint.directory().to_owned();
+        // A folder of its own for each model, where they share one.
+        let shared = |folder: &PathBuf| folder.join(checkpoint.path_hash());
+        let folders: Vec<PathBuf> = std::iter::once(own.clone())
+            .chain(options.folders.iter().map(shared))
+            .collect();
+        let mut file = None;
+        for folder in &folders {
+            let path = folder.join(FILE_NAME);
+            match QuantizedFile::open(&path, &header) {
+                Ok(found) => {
+                    file = Some(found);
+                    break;
+                }
+                Err(Unusable::Absent) => {}
+                Err(Unusable::Because(reason)) => (options.log)(&format!(
+                    "weights of 4 bits in \"{}\" are made again: {reason}",
+                    path.display()
+                )),
+            }
+        }
+        if file.is_none() {
+            file = make_in_any(&folders, checkpoint, layers, &header, options)?;
+        }
+        Ok(Self {
+            checkpoint,
+            options,
+            file,
+        })
+    }
+
+    /// Reads a layer to where it is used; `None` where it stays as it is.
+    pub(crate) fn read(
+        &self,
+        spec: &ProjectionSpec,
+        place: &Placement,
+    ) -> Result<Option<QuantizedWeight>, ModelError> {
+        let (outputs, inputs) = (spec.outputs(), spec.inputs());
+        let Some(bytes) = spec.precision.bytes(outputs, inputs) else {
+            return Ok(None);
+        };
+        let stored = self.file.as_ref().and_then(|file| {
+            let read = file.read(spec, bytes);
+            read.map_err(|reason| self.discard(file, &reason)).ok()
+        });
+        let data = match stored {
+            Some(data) => data,
+            None => quantize(self.checkpoint, spec)?,
+        };
+        let storage = QStorage::from_data(data.into(), &place.device, spec.precision.dtype())?;
+        let weight = match storage {
+            QStorage::Cpu(blocks) => QuantizedWeight::Blocks {
+                blocks,
+                outputs,
+                inputs,
+            },
+            storage => {
+                let tensor = QTensor::new(storage, (outputs, inputs))?;
+                QuantizedWeight::Device(QMatMul::from_qtensor(tensor)?)
+            }
+        };
+        Ok(Some(weight))
+    }
+
+    /// The next load makes the file again; this one makes the layer.
+    fn discard(&self, file: &QuantizedFile, reason: &str) {
+        let removed = fs::remove_file(&file.path);
+        (self.options.log)(&format!(
+            "weights of 4 bits in \"{}\" are damaged: {reason}{}",
+            file.path.display(),
+            removed.map_or_else(
+                |error| format!("; the file cannot be removed: {error}"),
+                |()| "; the file is removed".to_owned()
+            )
+        ));
+    }
+}
+
+/// The blocks of a layer.
+fn quantize(checkpoint: &Checkpoint, spec: &ProjectionSpec) -> Result<Vec<u8>, ModelError> {
+    let inputs = spec.inputs();
+    let mut blocks = Vec::new();
+    for part in &spec.parts {
+        let weight = checkpoint.read(&part.name, &part.shape, &Placement::default())?;
+        let values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
+        drop(weight);
+        let task = |rows: &[f32]| -> candle_core::Result<Vec<u8>> {
+            let rows = Tensor::from_slice(rows, (rows.len() / inputs, inputs), &Device::Cpu)?;
+            let quantized = QTensor::quantize(&rows, spec.precision.dtype())?;
+            Ok(quantized.data()?.into_owned())
+        };
+        let done: candle_core::Result<Vec<Vec<u8>>> = compute(|| {
+            let tasks = values.par_chunks(ROWS_PER_TASK * inputs).with_max_len(1);
+            tasks.map(task).collect()
+        });
+        done?.into_iter().for_each(|part| blocks.extend(part));
+    }
+    Ok(blocks)
+}
+
+/// Makes the file in the first folder that takes it; `None` where none does.
+fn make_in_any(
+    folders: &[PathBuf],
+    checkpoint: &Checkpoint,
+    layers: &[ProjectionSpec],
+    header: &Header,
+    options: &FourBits<'_>,
+) -> Result<Option<QuantizedFile>, ModelError> {
+    for (index, folder) in folders.iter().enumerate() {
+        // The first is the model's own, which must be there.
+        let made = if index == 0 {
+            Ok(())
+        } else {
+            fs::create_dir_all(folder)
+        };
+        let unfinished = made.and_then(|()| lock_unfinished(folder));
+        let written = match unfinished {
+            Ok(unfinished) => {
+                (options.log)(&format!(
+                    "quantizing weights to 4 bits into \"{}\"",
+                    folder.join(FILE_NAME).display()
+                ));
+                write_file(folder, unfinished, layers, header, |spec| {
+                    quantize(checkpoint, spec)
+                })?
+            }
+            Err(error) => Err(error),
+        };
+        let path = folder.join(FILE_NAME);
+        let reason = match written {
+            Ok(()) => match QuantizedFile::open(&path, header) {
+                Ok(file) => return Ok(Some(file)),
+                Err(Unusable::Absent) => "it is gone".to_owned(),
+                Err(Unusable::Because(reason)) => reason,
+            },
+            Err(error) => error.to_string(),
+        };
+        (options.log)(&format!(
+            "weights of 4 bits cannot be kept in \"{}\": {reason}",
+            path.display()
+        ));
+    }
+    (options.log)("weights of 4 bits are kept nowhere and quantized at each load");
+    Ok(None)
+}
+
+/// A weight in 4 bits.
+pub(crate) enum QuantizedWeight {
+    /// On the CPU. Not as candle's own `QTensor`, which would keep a second, larger copy
+    /// of all blocks in another order.
+    Blocks {
+        blocks: Box<dyn QuantizedType>,
+        outputs: usize,
+        inputs: usize,
+    },
+    Device(QMatMul),
+}
+
+impl std::fmt::Debug for QuantizedWeight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Blocks {
+                outputs, inputs, ..
+            } => write!(f, "blocks of ({outputs}, {inputs})"),
+            Self::Device(weight) => weight.fmt(f),
+        }
+    }
+}
+
+impl QuantizedWeight {
+    /// `x W^T`: (rows, inputs) to (rows, outputs). The inputs are rounded to 8 bits.
+    pub(crate) fn product(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let dtype = x.dtype();
+        let x = x.to_dtype(DType::F32)?.contiguous()?;
+        let product = match self {
+            Self::Blocks { .. } => x.apply_op1_no_bwd(&BlockProduct(self))?,
+            Self::Device(weight) => weight.forward(&x)?,
+        };
+        product.to_dtype(dtype)
+    }
+}
+
+struct BlockProduct<'a>(&'a QuantizedWeight);
+
+impl CustomOp1 for BlockProduct<'_> {
+    fn name(&self) -> &'static str {
+        "block-product"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let QuantizedWeight::Blocks {
+            blocks,
+            outputs,
+            inputs,
+        } = self.0
+        else {
+            candle_core::bail!("a weight of a device is not multiplied on the CPU")
+        };
+        let (rows, width) = layout.shape().dims2()?;
+        if width != *inputs {
+            candle_core::bail!("{width} inputs for a layer of {inputs}")
+        }
+        let mut values = vec![0.0; rows * outputs];
+        blocks.matmul_t((rows, *inputs, *outputs), floats(x, layout)?, &mut values)?;
+        Ok((CpuStorage::F32(values), Shape::from((rows, *outputs))))
+    }
+}
+
+#[cfg(test)]
+mod tests;
