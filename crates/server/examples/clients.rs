@@ -201,6 +201,7 @@ fn config(device: &str) -> ServerConfig {
         statistics_file: "statistics.json".into(),
         device: device.into(),
         dtype: "auto".into(),
+        load_in_4bit: false,
         threads: 0,
         idle_timeout_ms: 0,
         max_queued_requests: 1024,
