@@ -58,7 +58,8 @@ def summary(rounds):
 def take_rounds(watch, pids, candidates, settings, rounds, clients=1):
     """{name: summary} of rounds in which the candidates take turns, each at its setting."""
     kept = {name: [] for name in candidates}
-    for place in range(rounds):
+    # None reaches the recall, perhaps.
+    for place in range(rounds if candidates else 0):
 
         def one_round(place=place):
             turned = dict(reversed(candidates.items())) if place % 2 else candidates

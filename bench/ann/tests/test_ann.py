@@ -143,6 +143,9 @@ class Neighbours(unittest.TestCase):
 
 
 class Bisection(unittest.TestCase):
+    def test_a_recall_that_none_reaches_takes_no_rounds(self):
+        self.assertEqual(search.take_rounds(None, [], {}, {}, 3), {})
+
     def test_finds_the_least(self):
         for least, most in ((1, 1), (1, 100), (10, 1000)):
             for answer in range(least, most + 1, 3):

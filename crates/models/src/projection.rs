@@ -81,7 +81,7 @@ impl Projections<'_> {
             checkpoint, place, ..
         } = self;
         if let Some(quantized) = &self.quantized
-            && let Some(weight) = quantized.read(spec, place)?
+            && let Some(weight) = quantized.read(spec)?
         {
             return Ok(Projection::Quantized(weight));
         }

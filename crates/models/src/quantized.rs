@@ -11,14 +11,14 @@ mod file;
 use std::fs;
 use std::path::PathBuf;
 
-use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor, QuantizedType};
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Module, Shape, Tensor};
+use candle_core::quantized::{GgmlDType, QStorage, QTensor, QuantizedType};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSlice;
 
 use crate::checkpoint::Checkpoint;
 use crate::device::{Placement, compute};
-use crate::error::ModelError;
+use crate::error::{ErrorKind, ModelError};
 use crate::ops::floats;
 use crate::projection::ProjectionSpec;
 use file::{FILE_NAME, Header, QuantizedFile, Unusable, lock_unfinished, write_file};
@@ -113,11 +113,10 @@ impl<'a> QuantizedWeights<'a> {
         })
     }
 
-    /// Reads a layer to where it is used; `None` where it stays as it is.
+    /// Reads a layer; `None` where it stays as it is.
     pub(crate) fn read(
         &self,
         spec: &ProjectionSpec,
-        place: &Placement,
     ) -> Result<Option<QuantizedWeight>, ModelError> {
         let (outputs, inputs) = (spec.outputs(), spec.inputs());
         let Some(bytes) = spec.precision.bytes(outputs, inputs) else {
@@ -131,19 +130,18 @@ impl<'a> QuantizedWeights<'a> {
             Some(data) => data,
             None => quantize(self.checkpoint, spec)?,
         };
-        let storage = QStorage::from_data(data.into(), &place.device, spec.precision.dtype())?;
-        let weight = match storage {
-            QStorage::Cpu(blocks) => QuantizedWeight::Blocks {
-                blocks,
-                outputs,
-                inputs,
-            },
-            storage => {
-                let tensor = QTensor::new(storage, (outputs, inputs))?;
-                QuantizedWeight::Device(QMatMul::from_qtensor(tensor)?)
-            }
+        let dtype = spec.precision.dtype();
+        let QStorage::Cpu(blocks) = QStorage::from_data(data.into(), &Device::Cpu, dtype)? else {
+            return Err(ModelError::new(
+                ErrorKind::Internal,
+                "blocks for the CPU are elsewhere",
+            ));
         };
-        Ok(Some(weight))
+        Ok(Some(QuantizedWeight {
+            blocks,
+            outputs,
+            inputs,
+        }))
     }
 
     /// The next load makes the file again; this one makes the layer.
@@ -228,26 +226,17 @@ fn make_in_any(
     Ok(None)
 }
 
-/// A weight in 4 bits.
-pub(crate) enum QuantizedWeight {
-    /// On the CPU. Not as candle's own `QTensor`, which would keep a second, larger copy
-    /// of all blocks in another order.
-    Blocks {
-        blocks: Box<dyn QuantizedType>,
-        outputs: usize,
-        inputs: usize,
-    },
-    Device(QMatMul),
+/// A weight in 4 bits, on the CPU. Not as candle's own `QTensor`, which would keep a second,
+/// larger copy of all blocks in another order.
+pub(crate) struct QuantizedWeight {
+    blocks: Box<dyn QuantizedType>,
+    outputs: usize,
+    inputs: usize,
 }
 
 impl std::fmt::Debug for QuantizedWeight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Blocks {
-                outputs, inputs, ..
-            } => write!(f, "blocks of ({outputs}, {inputs})"),
-            Self::Device(weight) => weight.fmt(f),
-        }
+        write!(f, "blocks of ({}, {})", self.outputs, self.inputs)
     }
 }
 
@@ -256,11 +245,7 @@ impl QuantizedWeight {
     pub(crate) fn product(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let dtype = x.dtype();
         let x = x.to_dtype(DType::F32)?.contiguous()?;
-        let product = match self {
-            Self::Blocks { .. } => x.apply_op1_no_bwd(&BlockProduct(self))?,
-            Self::Device(weight) => weight.forward(&x)?,
-        };
-        product.to_dtype(dtype)
+        x.apply_op1_no_bwd(&BlockProduct(self))?.to_dtype(dtype)
     }
 }
 
@@ -272,14 +257,11 @@ impl CustomOp1 for BlockProduct<'_> {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let QuantizedWeight::Blocks {
+        let QuantizedWeight {
             blocks,
             outputs,
             inputs,
-        } = self.0
-        else {
-            candle_core::bail!("a weight of a device is not multiplied on the CPU")
-        };
+        } = self.0;
         let (rows, width) = layout.shape().dims2()?;
         if width != *inputs {
             candle_core::bail!("{width} inputs for a layer of {inputs}")

@@ -107,6 +107,16 @@ impl InstructCaptioner {
         let (asked, spoken) = (config.qformer.hidden_size, config.text.hidden());
         let seen = config.vision.hidden_size;
         let layers = plan.language_layers(checkpoint);
+        if four_bits.is_some() && !place.device.is_cpu() {
+            return Err(ModelError::new(
+                ErrorKind::NotSupported,
+                format!("4 bits are not supported on {}", place.device_name()),
+            )
+            .with_hint(
+                "Turn pg_sight.load_in_4bit off, which takes two bytes of the device's memory \
+                 for each parameter, or set pg_sight.device to \"cpu\".",
+            ));
+        }
         let quantized = four_bits
             .map(|options| QuantizedWeights::open(checkpoint, &layers, options))
             .transpose()?;
