@@ -22,7 +22,7 @@ FILTERS = (1, 10)
 COLD_STARTS = 3
 # Queries with which settings are sought under a filter: scans that go on take a hundred
 # times as long where few rows fulfil it.
-FILTERED = 200
+FILTERED = 100
 # Of all queries with a filter, and after the table has doubled.
 ROUNDS = 3
 # Queries of a new connection that are looked at.
