@@ -44,17 +44,29 @@ impl Iterator for Bits {
 impl Rotation {
     /// The rotation of this number of dimensions, at least one: always the same.
     pub fn new(dim: usize) -> Self {
-        let signs: Vec<u8> = Bits(dim as u64).take(Self::state_size(dim)).collect();
+        let signs: Vec<u8> = Bits(dim as u64).take(Self::signs_size(dim)).collect();
         Self::of_signs(dim, &signs)
     }
 
     /// Bytes of [`Self::state`].
     pub const fn state_size(dim: usize) -> usize {
+        Self::signs_size(dim) + size_of::<u32>()
+    }
+
+    const fn signs_size(dim: usize) -> usize {
         ROUNDS * dim.div_ceil(8)
     }
 
-    /// The signs, a bit each, the rounds one behind another in whole bytes.
+    /// The signs, a bit each, the rounds one behind another in whole bytes; and a checksum,
+    /// for any signs make a rotation.
     pub fn state(&self) -> Vec<u8> {
+        let mut state = self.packed_signs();
+        let sum = checksum(&state);
+        state.extend(sum.to_ne_bytes());
+        state
+    }
+
+    fn packed_signs(&self) -> Vec<u8> {
         let rounds = self.signs.chunks_exact(self.dim);
         rounds
             .flat_map(|round| round.chunks(8))
@@ -70,15 +82,18 @@ impl Rotation {
     /// The rotation of which [`Self::state`] was taken.
     ///
     /// # Errors
-    /// `InvalidArgument` when there are more bytes or fewer.
+    /// `InvalidArgument` when there are more bytes or fewer, or they are damaged.
     pub fn from_state(dim: usize, state: &[u8]) -> Result<Self, FaissError> {
-        if state.len() == Self::state_size(dim) {
-            Ok(Self::of_signs(dim, state))
-        } else {
-            Err(FaissError::invalid(
+        if state.len() != Self::state_size(dim) {
+            return Err(FaissError::invalid(
                 "the state of a rotation has another length",
-            ))
+            ));
         }
+        let (signs, sum) = state.split_at(Self::signs_size(dim));
+        if checksum(signs).to_ne_bytes() != sum {
+            return Err(FaissError::invalid("the state of a rotation is damaged"));
+        }
+        Ok(Self::of_signs(dim, signs))
     }
 
     fn of_signs(dim: usize, signs: &[u8]) -> Self {
@@ -115,6 +130,13 @@ impl Rotation {
             }
         }
     }
+}
+
+/// FNV-1a of 32 bits (Fowler, Noll and Vo).
+fn checksum(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |sum, byte| {
+        (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    })
 }
 
 /// Sums and differences of two slices of the same length.
