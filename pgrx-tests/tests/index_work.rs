@@ -111,3 +111,48 @@ fn a_scan_reads_ahead_what_is_in_no_buffer() {
         .unwrap();
     assert_eq!(prefetched(&mut client), 0);
 }
+
+/// The first search of a session ranks the lists by all of their centroids, the later ones
+/// by copies of 8 bits. Both must read the same lists, and rank rows the same.
+#[test]
+fn lists_are_ranked_the_same_by_copies_of_their_centroids() {
+    let cluster = Cluster::start(&[]);
+    cluster
+        .client()
+        .batch_execute(
+            "CREATE EXTENSION pg_sight CASCADE;
+            CREATE TABLE wide (id serial PRIMARY KEY, v vector(256));
+            INSERT INTO wide (v) SELECT (SELECT array_agg(sin(i * j + i)) FROM generate_series(1, 256) j)::vector
+            FROM generate_series(1, 3000) i;",
+        )
+        .unwrap();
+    for (class, operator) in [("vector_l2_ops", "<->"), ("vector_ip_ops", "<#>")] {
+        cluster
+            .client()
+            .batch_execute(&format!(
+                "DROP INDEX IF EXISTS wide_v;
+                CREATE INDEX wide_v ON wide USING faiss_ivf (v {class}) WITH (lists = 200)"
+            ))
+            .unwrap();
+        for id in (1..3000).step_by(150) {
+            let mut client = cluster.client();
+            client
+                .batch_execute(
+                    "SET enable_seqscan = off; SET enable_sort = off; SET faiss_ivf.nprobe = 7",
+                )
+                .unwrap();
+            let query = format!(
+                "SELECT id FROM wide ORDER BY v {operator}
+                (SELECT v FROM wide WHERE id = {id}) LIMIT 30"
+            );
+            let mut search = || {
+                let rows = client.query(&query, &[]).unwrap();
+                let ids: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+                (ids, last_scan(&mut client))
+            };
+            let first = search();
+            assert_eq!(first.0.len(), 30);
+            assert_eq!(search(), first, "{class}, {id}");
+        }
+    }
+}

@@ -159,7 +159,7 @@ fn settle(
     }
     for ranked in lists[..known].iter_mut().filter(|list| list.is_estimate) {
         let centroid = trained.lists.centroid(ranked.list);
-        ranked.key = comparison.coded.rank(centroid)?[0];
+        ranked.key = comparison.coded.key(centroid)?;
         ranked.is_estimate = false;
     }
     Ok(known)

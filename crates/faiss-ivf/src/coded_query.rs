@@ -98,13 +98,28 @@ impl CodedQuery {
     /// `InvalidArgument` when the lengths do not fit.
     pub fn rank(&self, centroids: &[f32]) -> Result<Vec<f32>, FaissError> {
         let mut keys = vec![0.0; centroids.len() / self.mapped.len()];
-        distances(self.metric, &self.mapped, centroids, &mut keys)?;
+        self.write_keys(centroids, &mut keys)?;
+        Ok(keys)
+    }
+
+    /// The key of one centroid `(code_dim)`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for another length.
+    pub fn key(&self, centroid: &[f32]) -> Result<f32, FaissError> {
+        let mut key = [0.0];
+        self.write_keys(centroid, &mut key)?;
+        Ok(key[0])
+    }
+
+    fn write_keys(&self, centroids: &[f32], keys: &mut [f32]) -> Result<(), FaissError> {
+        distances(self.metric, &self.mapped, centroids, keys)?;
         if self.metric == Metric::InnerProduct {
-            for key in &mut keys {
+            for key in keys {
                 *key = 0.0 - *key;
             }
         }
-        Ok(keys)
+        Ok(())
     }
 
     /// [`CoarseCentroids::estimates`] of the keys of these centroids.

@@ -114,8 +114,7 @@ impl Rotation {
         let window = 1 << self.dim.ilog2();
         let scale = 1.0 / (window as f32).sqrt();
         let last = self.dim - window;
-        let begins = [last / 2, 0, last, last / 2];
-        const { assert!(ROUNDS == 4) };
+        let begins: [usize; ROUNDS] = [last / 2, 0, last, last / 2];
         for vector in vectors.chunks_exact_mut(self.dim) {
             for (signs, begin) in self.signs.chunks_exact(self.dim).zip(begins) {
                 for (value, sign) in vector.iter_mut().zip(signs) {

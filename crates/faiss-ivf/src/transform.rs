@@ -194,8 +194,8 @@ impl Transform {
         }
     }
 
-    /// What has to be stored to make this map again: the signs of a rotation, otherwise the
-    /// matrix `(out, dim)`, floats in the byte order of the machine.
+    /// What has to be stored to make this map again: the signs of a rotation with a
+    /// checksum, otherwise the matrix `(out, dim)`, floats in the byte order of the machine.
     pub fn state(&self) -> Vec<u8> {
         let matrix = match &self.map {
             Map::Rotation(rotation) => return rotation.state(),
