@@ -7,12 +7,10 @@ same pictures, in turns, in one run. See README.md.
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import database
 import peers
-import psycopg
 from measuring import (
     Report,
     Watch,
@@ -140,9 +138,4 @@ def arguments():
 
 
 if __name__ == "__main__":
-    try:
-        run(arguments())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, psycopg.Error, RuntimeError, TimeoutError) as error:
-        sys.exit(f"error: {str(error).strip()}")
+    database.main(lambda: run(arguments()))

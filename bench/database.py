@@ -2,6 +2,7 @@
 
 import os
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,15 @@ def versions(connection):
 def default_model():
     """Directory of the text encoder that the set-up downloaded."""
     return os.environ.get("PG_SIGHT_MINILM")
+
+
+def main(work, *errors):
+    """Runs a benchmark. Of what may go wrong around it, and the `errors` of its own, one line tells."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except psycopg.Error as error:
+        sys.exit(f"error: {error.diag.message_primary or str(error).strip()}")
+    except (OSError, RuntimeError, *errors) as error:
+        sys.exit(f"error: {str(error).strip()}")

@@ -6,14 +6,12 @@ same texts, in turns, in one run. See README.md.
 
 import argparse
 import os
-import sys
 from statistics import median
 
 import database
 import glosses
 import numpy as np
 import peers
-import psycopg
 from measuring import (
     REST,
     Report,
@@ -157,9 +155,4 @@ def arguments():
 
 
 if __name__ == "__main__":
-    try:
-        run(arguments())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (glosses.MissingGlosses, psycopg.Error, RuntimeError, TimeoutError) as error:
-        sys.exit(f"error: {str(error).strip()}")
+    database.main(lambda: run(arguments()), glosses.MissingGlosses)

@@ -7,7 +7,6 @@ See README.md. The raw loop that UPDATE is compared with is crates/models' examp
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -320,9 +319,4 @@ def arguments():
 
 
 if __name__ == "__main__":
-    try:
-        run(arguments())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (glosses.MissingGlosses, psycopg.Error, OSError, TimeoutError) as error:
-        sys.exit(f"error: {str(error).strip()}")
+    database.main(lambda: run(arguments()), glosses.MissingGlosses)

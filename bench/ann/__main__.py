@@ -12,7 +12,6 @@ import database
 import glosses
 import measure
 import methods
-import psycopg
 import report
 from measuring import add_watch_options
 from results import Results
@@ -149,11 +148,4 @@ def arguments():
 
 
 if __name__ == "__main__":
-    try:
-        run(arguments())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except psycopg.Error as error:
-        sys.exit(f"error: {error.diag.message_primary or str(error).strip()}")
-    except (glosses.MissingGlosses, vectors.BadData, methods.BadMethod, OSError, RuntimeError) as error:
-        sys.exit(f"error: {str(error).strip()}")
+    database.main(lambda: run(arguments()), glosses.MissingGlosses, vectors.BadData, methods.BadMethod)
