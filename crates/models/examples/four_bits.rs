@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     } else {
         println!(
             "weights: {} MB",
-            opened.memory_bytes_in_4_bits(&place) >> 20
+            opened.memory_bytes_in_4_bits(&place)? >> 20
         );
         opened.load_in_4_bits(&place, &four_bits)?
     };

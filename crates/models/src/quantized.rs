@@ -36,6 +36,21 @@ pub struct FourBits<'a> {
     pub log: &'a (dyn Fn(&str) + Sync),
 }
 
+/// Errors where there are no products with weights of 4 bits.
+pub(crate) fn check_place(place: &Placement) -> Result<(), ModelError> {
+    if place.device.is_cpu() {
+        return Ok(());
+    }
+    Err(ModelError::new(
+        ErrorKind::NotSupported,
+        format!("4 bits are not supported on {}", place.device_name()),
+    )
+    .with_hint(
+        "Turn pg_sight.load_in_4bit off, which takes two bytes of the device's memory \
+         for each parameter, or set pg_sight.device to \"cpu\".",
+    ))
+}
+
 /// What a layer is quantized to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Precision {
