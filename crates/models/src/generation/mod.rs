@@ -4,12 +4,14 @@
 
 mod beam;
 mod config;
+mod logits;
 mod processors;
 mod sampling;
 mod single;
 
 pub use config::{EarlyStopping, GenerationConfig, GenerationOverrides};
 pub(crate) use config::{Lengths, StoredGenerationConfig};
+pub(crate) use logits::LogitsDecoder;
 
 use crate::error::{ErrorKind, ModelError};
 
@@ -77,7 +79,7 @@ pub(crate) fn generate(
 }
 
 /// The likeliest token of each row of (rows, vocabulary), but for the token `forbidden`.
-pub(crate) fn likeliest(
+fn likeliest(
     mut scores: Vec<f32>,
     vocabulary: usize,
     forbidden: Option<u32>,
@@ -106,7 +108,7 @@ fn argmax(scores: &[f32]) -> Result<u32, ModelError> {
     Ok(best.0 as u32)
 }
 
-pub(crate) fn not_a_number() -> ModelError {
+fn not_a_number() -> ModelError {
     ModelError::new(ErrorKind::Internal, "model computation failed")
         .with_detail("The scores of the next token are not numbers.")
         .with_hint("The weights of the model may be damaged.")
