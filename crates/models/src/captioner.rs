@@ -12,7 +12,8 @@ use crate::device::{GivesMemoryBack, Placement};
 use crate::error::ModelError;
 use crate::files::{ModelDirectory, damaged};
 use crate::generation::{
-    Decoder, GenerationConfig, GenerationOverrides, Request, StoredGenerationConfig, generate,
+    Decoder, GenerationConfig, GenerationOverrides, Request, StoredGenerationConfig, Watch,
+    generate,
 };
 use crate::image::{ImageLimits, ImageProcessor, Pixels};
 use crate::instructblip::{InstructCaptioner, InstructPlan};
@@ -311,9 +312,8 @@ impl Captioner {
         Ok(Some(Tensor::cat(&pictures, 0)?))
     }
 
-    /// Captions pictures, with one prompt for all. `cancelled` is asked before each
-    /// decoder step with the number of the picture: a cancelled picture leaves the
-    /// batch and yields `None`.
+    /// Captions pictures, with one prompt for all. `watch` is asked and told with the
+    /// number of the picture: a cancelled picture leaves the batch and yields `None`.
     ///
     /// Errors: [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) where a
     /// length does not fit the prompt or the model.
@@ -322,7 +322,7 @@ impl Captioner {
         images: &EncodedImages,
         prompt: &Prompt,
         config: &GenerationConfig,
-        cancelled: &dyn Fn(usize) -> bool,
+        watch: &Watch<'_>,
     ) -> Result<Vec<Option<Caption>>, ModelError> {
         let (positions, end) = match &self.network {
             Network::Blip(blip) => (blip.positions(), blip.end()),
@@ -338,7 +338,7 @@ impl Captioner {
             prompt: &prompt.ids,
             inputs: images.count,
             end,
-            cancelled,
+            watch,
         };
         let width = images.count * config.num_beams;
         let mut decoder: Box<dyn Decoder + '_> = match &self.network {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sight_models::{
-    Architecture, Captioner, DType, Device, ErrorKind, FourBits, GenerationOverrides, ImageLimits,
-    Model, ModelError, Pixels, Placement, Task, Tensor, inspect, load, open,
+    Architecture, Captioner, DType, Device, ErrorKind, FourBits, GenerationOverrides, Model,
+    Pixels, Placement, Task, Tensor, Watch, inspect, load, open,
 };
 
 mod support;
@@ -295,7 +295,7 @@ fn the_text_is_the_answer_alone() {
     };
     let config = captioner.generation(&options).unwrap();
     let prompt = captioner.prompt(Some("this image is a shoe")).unwrap();
-    let caption = captioner.generate(&images, &prompt, &config, &|_| false);
+    let caption = captioner.generate(&images, &prompt, &config, &Watch::default());
     let caption = caption.unwrap().remove(0).unwrap();
     assert_eq!(&caption.token_ids[..prompt.ids().len()], prompt.ids());
     assert_eq!(caption.token_ids.len(), prompt.ids().len() + 12);
@@ -426,7 +426,11 @@ fn no_pictures_give_no_answers_and_cancelled_ones_leave() {
         asked.set(asked.get() + 1);
         index == 1 && asked.get() > 6
     };
-    let captions = captioner.generate(&images, &prompt, &config, &cancelled);
+    let watch = Watch {
+        cancelled: &cancelled,
+        ..Watch::default()
+    };
+    let captions = captioner.generate(&images, &prompt, &config, &watch);
     let captions = captions.unwrap();
     assert!(captions[1].is_none());
     for index in [0, 2] {

@@ -1,10 +1,10 @@
 //! Describing pictures, with the demo's captioner and its sample pictures.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sight_protocol::{
-    Architecture, ErrorCode, GenerationOptions, ModelRef, ModelTask, Request, Response,
+    Architecture, Counter, ErrorCode, GenerationOptions, ModelRef, ModelTask, Request, Response,
     ServerConfig,
 };
 use tempfile::TempDir;
@@ -416,6 +416,39 @@ fn several_instructions_are_answered_together() {
         panic!("no information");
     };
     assert_eq!(info.architecture, Architecture::InstructBlip);
+}
+
+#[test]
+fn tokens_are_counted_while_they_are_generated() {
+    let (server, _directory) = start(&config());
+    let model = model(&fixture("instructblip/t"));
+    let picture = std::fs::read(fixture("blip/pictures/0.png")).unwrap();
+    let mut request = request(&model, &[&picture], &INSTRUCTIONS);
+    let Request::Describe { options, .. } = &mut request else {
+        panic!("no request to describe");
+    };
+    options.max_new_tokens = Some(2000);
+    options.min_new_tokens = Some(2000);
+    let mut client = server.connect();
+    client.send(&request, &[&picture]);
+    server.wait_for_status(|status| status.requests == 1);
+    let mut seen = std::collections::BTreeSet::new();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let counted = server.statistics();
+        if counted[Counter::Items] > 0 {
+            break;
+        }
+        seen.insert(counted[Counter::GeneratedTokens]);
+        assert!(Instant::now() < until, "{seen:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let (Response::Captions(_), _) = client.receive().unwrap() else {
+        panic!("no captions");
+    };
+    assert_eq!(server.statistics()[Counter::GeneratedTokens], 4000);
+    let halfway = seen.iter().filter(|tokens| (1..4000).contains(*tokens));
+    assert!(halfway.count() > 3, "{seen:?}");
 }
 
 #[test]

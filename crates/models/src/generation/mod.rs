@@ -52,6 +52,25 @@ pub(crate) trait Decoder {
     }
 }
 
+/// Who waits for what is generated. Both are called with the number of an input.
+pub struct Watch<'a> {
+    /// Asked before each step: whether the answer for the input is no longer wanted.
+    pub cancelled: &'a dyn Fn(usize) -> bool,
+    /// Told of each token by which an answer grows, the end token too. All beams of an input
+    /// grow together.
+    pub generated: &'a dyn Fn(usize),
+}
+
+impl Default for Watch<'_> {
+    /// All is wanted, and nobody looks on.
+    fn default() -> Self {
+        Self {
+            cancelled: &|_| false,
+            generated: &|_| {},
+        }
+    }
+}
+
 /// What is the same for all inputs of a generation.
 pub(crate) struct Request<'a> {
     pub(crate) config: &'a GenerationConfig,
@@ -61,8 +80,7 @@ pub(crate) struct Request<'a> {
     pub(crate) inputs: usize,
     /// The token that ends a sequence.
     pub(crate) end: u32,
-    /// Asked before each step, with the number of the input.
-    pub(crate) cancelled: &'a dyn Fn(usize) -> bool,
+    pub(crate) watch: &'a Watch<'a>,
 }
 
 /// Generates a sequence for each input: the prompt, the answer, and the end

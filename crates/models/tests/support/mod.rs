@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sight_models::{
-    Captioner, GenerationOverrides, ImageLimits, Model, ModelError, Pixels, Placement, Tensor, load,
+    Captioner, GenerationOverrides, ImageLimits, Model, ModelError, Pixels, Placement, Tensor,
+    Watch, load,
 };
 
 const PICTURES: usize = 3;
@@ -98,7 +99,7 @@ pub fn captions(
     let images = captioner.encode_images(pictures)?;
     let prompt = captioner.prompt(prompt)?;
     let config = captioner.generation(options)?;
-    let captions = captioner.generate(&images, &prompt, &config, &|_| false)?;
+    let captions = captioner.generate(&images, &prompt, &config, &Watch::default())?;
     let captions = captions.into_iter();
     let ids = captions.map(|caption| caption.expect("nothing was cancelled").token_ids);
     Ok(ids.collect())
