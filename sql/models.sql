@@ -249,6 +249,7 @@ SELECT
     s.batch_items,
     s.largest_batch,
     s.oom_splits,
+    s.generated_tokens,
     s.queue_time,
     s.preprocess_time,
     s.compute_time,
@@ -258,8 +259,8 @@ SELECT
 FROM pg_catalog.jsonb_to_recordset(sight_statistics()) AS s (
     model text, task text, requests bigint, failed bigint, cancelled bigint, rejected bigint, items bigint,
     cache_hits bigint, batches bigint, batch_items bigint, largest_batch bigint, oom_splits bigint,
-    queue_time double precision, preprocess_time double precision, compute_time double precision,
-    loads bigint, load_time double precision, since_ms double precision
+    generated_tokens bigint, queue_time double precision, preprocess_time double precision,
+    compute_time double precision, loads bigint, load_time double precision, since_ms double precision
 );
 COMMENT ON VIEW sight_stats IS 'what the model server has done, by model and task; times in milliseconds';
 GRANT EXECUTE ON FUNCTION sight_statistics() TO sight_admin, pg_monitor;

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use sight_models::{FourBits, GenerationOverrides, ImageLimits, Model, Placement, open};
+use sight_models::{FourBits, GenerationOverrides, ImageLimits, Model, Placement, Watch, open};
 
 const USAGE: &str = "usage: four_bits MODEL_DIRECTORY PICTURE [--prompt TEXT] [--beams N] [--new-tokens N] [--full]";
 
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     } else {
         println!(
             "weights: {} MB",
-            opened.memory_bytes_in_4_bits(&place) >> 20
+            opened.memory_bytes_in_4_bits(&place)? >> 20
         );
         opened.load_in_4_bits(&place, &four_bits)?
     };
@@ -69,7 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             num_beams: Some(beams),
             ..GenerationOverrides::default()
         })?;
-        captioner.generate(&images, &prompt, &config, &|_| false)
+        captioner.generate(&images, &prompt, &config, &Watch::default())
     };
     let begun = Instant::now();
     generate(1)?;

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use sight_models::{
-    Captioner, GenerationOverrides, ImageLimits, Model, Placement, TextEncoder, Tokens, load,
+    Captioner, GenerationOverrides, ImageLimits, Model, Placement, TextEncoder, Tokens, Watch, load,
 };
 
 const ROUNDS: usize = 5;
@@ -130,7 +130,7 @@ fn describe(captioner: &Captioner, picture: &[u8], beams: u32) -> Result<(), Box
         let prepared = start.elapsed().as_secs_f64();
         let images = captioner.encode_images(&[&pixels])?;
         let encoded = start.elapsed().as_secs_f64();
-        let captions = captioner.generate(&images, &prompt, &config, &|_| false)?;
+        let captions = captioner.generate(&images, &prompt, &config, &Watch::default())?;
         let done = start.elapsed().as_secs_f64();
         let tokens = captions[0]
             .as_ref()

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use sight_models::{
     Captioner, Device, GenerationOverrides, ImageLimits, Model, Placement, Tensor, TextEncoder,
-    load,
+    Watch, load,
 };
 
 const USAGE: &str = "usage: trace MODEL_DIRECTORY --texts TEXTS OUTPUT | \
@@ -85,7 +85,7 @@ fn trace_picture(
     let images = captioner.encode_images(&[&pixels])?;
     let config = captioner.generation(options)?;
     let prompt = captioner.prompt(None)?;
-    let captions = captioner.generate(&images, &prompt, &config, &|_| false)?;
+    let captions = captioner.generate(&images, &prompt, &config, &Watch::default())?;
     let caption = captions.into_iter().flatten().next();
     let ids = caption.ok_or("no description")?.token_ids;
     let answer = &ids[prompt.ids().len()..];

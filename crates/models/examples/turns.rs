@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use sight_models::{
     Captioner, GenerationOverrides, ImageLimits, Model, Pixels, Placement, TextEncoder, Tokens,
-    load,
+    Watch, load,
 };
 
 type Answer = Result<String, Box<dyn Error>>;
@@ -227,7 +227,7 @@ impl Pictures<'_> {
         let images = self.captioner.encode_images(&pixels)?;
         let captions = self
             .captioner
-            .generate(&images, &prompt, &config, &|_| false)?;
+            .generate(&images, &prompt, &config, &Watch::default())?;
         let ids = captions.into_iter().flatten();
         Ok(ids.map(|caption| caption.token_ids).collect())
     }

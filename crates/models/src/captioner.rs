@@ -11,7 +11,10 @@ use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::{GivesMemoryBack, Placement};
 use crate::error::ModelError;
 use crate::files::{ModelDirectory, damaged};
-use crate::generation::{GenerationConfig, GenerationOverrides, StoredGenerationConfig};
+use crate::generation::{
+    Decoder, GenerationConfig, GenerationOverrides, Request, StoredGenerationConfig, Watch,
+    generate,
+};
 use crate::image::{ImageLimits, ImageProcessor, Pixels};
 use crate::instructblip::{InstructCaptioner, InstructPlan};
 use crate::kv_cache::KeysAndValues;
@@ -309,9 +312,8 @@ impl Captioner {
         Ok(Some(Tensor::cat(&pictures, 0)?))
     }
 
-    /// Captions pictures, with one prompt for all. `cancelled` is asked before each
-    /// decoder step with the number of the picture: a cancelled picture leaves the
-    /// batch and yields `None`.
+    /// Captions pictures, with one prompt for all. `watch` is asked and told with the
+    /// number of the picture: a cancelled picture leaves the batch and yields `None`.
     ///
     /// Errors: [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) where a
     /// length does not fit the prompt or the model.
@@ -320,16 +322,36 @@ impl Captioner {
         images: &EncodedImages,
         prompt: &Prompt,
         config: &GenerationConfig,
-        cancelled: &dyn Fn(usize) -> bool,
+        watch: &Watch<'_>,
     ) -> Result<Vec<Option<Caption>>, ModelError> {
-        let (answers, unspoken) = match &self.network {
-            Network::Blip(blip) => (blip.generate(images, prompt, config, cancelled)?, 0),
-            Network::InstructBlip(instruct) => (
-                instruct.generate(images, prompt, config, cancelled)?,
-                instruct.unspoken(prompt),
-            ),
+        let (positions, end) = match &self.network {
+            Network::Blip(blip) => (blip.positions(), blip.end()),
+            Network::InstructBlip(instruct) => (instruct.positions(), instruct.end()),
         };
-        answers
+        let lengths = config.lengths(prompt.ids.len(), positions)?;
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let request = Request {
+            config,
+            lengths,
+            prompt: &prompt.ids,
+            inputs: images.count,
+            end,
+            watch,
+        };
+        let width = images.count * config.num_beams;
+        let mut decoder: Box<dyn Decoder + '_> = match &self.network {
+            Network::Blip(blip) => Box::new(blip.decoder(images, prompt, width, lengths.max)?),
+            Network::InstructBlip(instruct) => {
+                Box::new(instruct.decoder(images, prompt, width, lengths.max, None)?)
+            }
+        };
+        let unspoken = match &self.network {
+            Network::Blip(_) => 0,
+            Network::InstructBlip(_) => prompt.ids.len(),
+        };
+        generate(&mut *decoder, &request)?
             .into_iter()
             .map(|ids| ids.map(|ids| self.caption(ids, unspoken)).transpose())
             .collect()

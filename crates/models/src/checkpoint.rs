@@ -9,7 +9,7 @@
 mod pickle;
 mod torch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -55,6 +55,8 @@ pub(crate) struct Checkpoint {
     directory: ModelDirectory,
     /// The file of all weights, or the index of the shards.
     file: String,
+    /// See [`Checkpoint::fingerprint`].
+    fingerprint: String,
     tensors: BTreeMap<String, Entry>,
 }
 
@@ -91,27 +93,21 @@ impl Checkpoint {
         let mut files = FILES.iter().map(|file| format!("{folder}{file}"));
         let file = files.find(|file| directory.has(file));
         let file = file.unwrap_or_else(|| format!("{folder}{SINGLE_FILE}"));
+        let files = if file.ends_with(".json") {
+            shards(directory, folder, &file)?
+        } else {
+            vec![file.clone()]
+        };
+        let names: Vec<&str> = files.iter().map(String::as_str).collect();
         let mut checkpoint = Self {
             directory: directory.clone(),
-            file: file.clone(),
+            file,
+            // Before anything is read: files that are replaced later have another one.
+            fingerprint: directory.fingerprint(&names)?,
             tensors: BTreeMap::new(),
         };
-        if !file.ends_with(".json") {
-            checkpoint.read_file(&file)?;
-            return Ok(checkpoint);
-        }
-        let index: ShardIndex = directory.json(&file)?;
-        let mut files: Vec<&String> = index.weight_map.values().collect();
-        files.sort();
-        files.dedup();
-        for shard in files {
-            if shard.contains('/') || shard.contains('\\') {
-                return Err(damaged(
-                    &file,
-                    format!("The shard \"{shard}\" is not a plain file name."),
-                ));
-            }
-            checkpoint.read_file(&format!("{folder}{shard}"))?;
+        for file in &files {
+            checkpoint.read_file(file)?;
         }
         Ok(checkpoint)
     }
@@ -240,12 +236,9 @@ impl Checkpoint {
     }
 
     /// A hash of the files that tensors are read from, which changes when one of them
-    /// does.
-    pub(crate) fn fingerprint(&self) -> Result<String, ModelError> {
-        let mut files: Vec<&str> = self.tensors.values().map(|it| it.file.as_str()).collect();
-        files.sort_unstable();
-        files.dedup();
-        self.directory.fingerprint(&files)
+    /// does. It is of their state before they were read.
+    pub(crate) fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     fn read_stored(&self, spec: &TensorSpec) -> Result<Tensor, ModelError> {
@@ -259,6 +252,24 @@ impl Checkpoint {
         let shape = spec.shape.as_slice();
         Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)?)
     }
+}
+
+/// The shards that an index names, in their order.
+fn shards(
+    directory: &ModelDirectory,
+    folder: &str,
+    index: &str,
+) -> Result<Vec<String>, ModelError> {
+    let ShardIndex { weight_map } = directory.json(index)?;
+    let shards: BTreeSet<String> = weight_map.into_values().collect();
+    if let Some(shard) = shards.iter().find(|shard| shard.contains(['/', '\\'])) {
+        return Err(damaged(
+            index,
+            format!("The shard \"{shard}\" is not a plain file name."),
+        ));
+    }
+    let path = |shard| format!("{folder}{shard}");
+    Ok(shards.into_iter().map(path).collect())
 }
 
 /// The name that a tensor has today: checkpoints that came from TensorFlow call

@@ -36,7 +36,7 @@ pub use candle_core::{DType, Device, Tensor};
 pub use captioner::{Caption, Captioner, EncodedImages, Prompt};
 pub use device::{DeviceMemory, Placement, set_threads};
 pub use error::{ErrorKind, ModelError};
-pub use generation::{EarlyStopping, GenerationConfig, GenerationOverrides};
+pub use generation::{EarlyStopping, GenerationConfig, GenerationOverrides, Watch};
 pub use image::{ImageLimits, ImageProcessor, Picture, Pixels};
 pub use load::{
     Architecture, Model, ModelSummary, OpenedModel, Task, inspect, load, open, revision,

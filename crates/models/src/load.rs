@@ -1,5 +1,6 @@
 //! Finding out what a directory holds, and loading it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -10,7 +11,7 @@ use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
 use crate::files::{ModelDirectory, damaged, unsupported};
-use crate::quantized::FourBits;
+use crate::quantized::{FourBits, check_place};
 use crate::text_encoder::{EncoderPlan, TextEncoder};
 
 /// What a model is for.
@@ -176,23 +177,41 @@ impl OpenedModel {
         })
     }
 
+    /// Elements of weights that are in memory twice: an output layer that has the word
+    /// embeddings' weight, of which a language model keeps a copy for itself.
+    fn repeated(&self) -> u64 {
+        let mut seen = BTreeSet::new();
+        let specs = self.plan.specs(&self.checkpoint).into_iter();
+        let elements = |spec: TensorSpec| {
+            let elements = spec.shape.iter().product::<usize>() as u64;
+            (!seen.insert(spec.name)).then_some(elements)
+        };
+        specs.filter_map(elements).sum()
+    }
+
     /// The memory that its weights take where they are used, in bytes.
     pub fn memory_bytes(&self, place: &Placement) -> u64 {
-        self.parameters() * place.dtype.size_in_bytes() as u64
+        (self.parameters() + self.repeated()) * place.dtype.size_in_bytes() as u64
     }
 
     /// The same where it is loaded in 4 bits.
-    pub fn memory_bytes_in_4_bits(&self, place: &Placement) -> u64 {
-        let Plan::Captioner(plan) = &self.plan else {
-            return self.memory_bytes(place);
+    ///
+    /// Errors: [`ErrorKind::NotSupported`](crate::ErrorKind::NotSupported) for a language
+    /// model on a device that does not compute with them.
+    pub fn memory_bytes_in_4_bits(&self, place: &Placement) -> Result<u64, ModelError> {
+        let layers = match &self.plan {
+            Plan::Captioner(plan) => plan.language_layers(&self.checkpoint),
+            Plan::Encoder(_) => Vec::new(),
         };
+        if !layers.is_empty() {
+            check_place(place)?;
+        }
         let number = place.dtype.size_in_bytes() as u64;
-        let layers = plan.language_layers(&self.checkpoint);
         let saved = layers.iter().map(|layer| {
             let whole = (layer.outputs() * layer.inputs()) as u64 * number;
             whole - layer.quantized_bytes().unwrap_or(whole)
         });
-        self.memory_bytes(place).saturating_sub(saved.sum())
+        Ok(self.memory_bytes(place).saturating_sub(saved.sum()))
     }
 
     /// Reads the weights. Errors as [`open`], and

@@ -8,8 +8,9 @@
 
 mod file;
 
-use std::fs;
+use std::cell::RefCell;
 use std::path::PathBuf;
+use std::{fs, io};
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor, QuantizedType};
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
@@ -33,6 +34,21 @@ pub struct FourBits<'a> {
     pub folders: Vec<PathBuf>,
     /// Gets sentences for the log: what is made, and why a file is not used.
     pub log: &'a (dyn Fn(&str) + Sync),
+}
+
+/// Errors where there are no products with weights of 4 bits.
+pub(crate) fn check_place(place: &Placement) -> Result<(), ModelError> {
+    if place.device.is_cpu() {
+        return Ok(());
+    }
+    Err(ModelError::new(
+        ErrorKind::NotSupported,
+        format!("4 bits are not supported on {}", place.device_name()),
+    )
+    .with_hint(
+        "Turn pg_sight.load_in_4bit off, which takes two bytes of the device's memory \
+         for each parameter, or set pg_sight.device to \"cpu\".",
+    ))
 }
 
 /// What a layer is quantized to.
@@ -68,7 +84,7 @@ pub(crate) struct QuantizedWeights<'a> {
     checkpoint: &'a Checkpoint,
     options: &'a FourBits<'a>,
     /// Without one, layers are quantized when they are read.
-    file: Option<QuantizedFile>,
+    file: RefCell<Option<QuantizedFile>>,
 }
 
 impl<'a> QuantizedWeights<'a> {
@@ -81,7 +97,7 @@ impl<'a> QuantizedWeights<'a> {
         layers: &[ProjectionSpec],
         options: &'a FourBits<'a>,
     ) -> Result<Self, ModelError> {
-        let header = Header::new(layers, checkpoint.fingerprint()?);
+        let header = Header::new(layers, checkpoint.fingerprint().to_owned());
         let own = checkpoint.directory().to_owned();
         // A folder of its own for each model, where they share one.
         let shared = |folder: &PathBuf| folder.join(checkpoint.path_hash());
@@ -109,7 +125,7 @@ impl<'a> QuantizedWeights<'a> {
         Ok(Self {
             checkpoint,
             options,
-            file,
+            file: RefCell::new(file),
         })
     }
 
@@ -122,11 +138,7 @@ impl<'a> QuantizedWeights<'a> {
         let Some(bytes) = spec.precision.bytes(outputs, inputs) else {
             return Ok(None);
         };
-        let stored = self.file.as_ref().and_then(|file| {
-            let read = file.read(spec, bytes);
-            read.map_err(|reason| self.discard(file, &reason)).ok()
-        });
-        let data = match stored {
+        let data = match self.stored(spec, bytes) {
             Some(data) => data,
             None => quantize(self.checkpoint, spec)?,
         };
@@ -144,7 +156,19 @@ impl<'a> QuantizedWeights<'a> {
         }))
     }
 
-    /// The next load makes the file again; this one makes the layer.
+    /// The blocks of a layer in the file. One that is damaged is not used any more: the
+    /// next load makes it again, and this one makes the layers.
+    fn stored(&self, spec: &ProjectionSpec, bytes: u64) -> Option<Vec<u8>> {
+        let mut kept = self.file.borrow_mut();
+        let read = kept.as_ref()?.read(spec, bytes);
+        if let Err(reason) = &read
+            && let Some(file) = kept.take()
+        {
+            self.discard(&file, reason);
+        }
+        read.ok()
+    }
+
     fn discard(&self, file: &QuantizedFile, reason: &str) {
         let removed = fs::remove_file(&file.path);
         (self.options.log)(&format!(
@@ -180,7 +204,8 @@ fn quantize(checkpoint: &Checkpoint, spec: &ProjectionSpec) -> Result<Vec<u8>, M
     Ok(blocks)
 }
 
-/// Makes the file in the first folder that takes it; `None` where none does.
+/// Makes the file in the first folder that takes it; `None` where none does, or where
+/// another process is making it.
 fn make_in_any(
     folders: &[PathBuf],
     checkpoint: &Checkpoint,
@@ -196,19 +221,27 @@ fn make_in_any(
             fs::create_dir_all(folder)
         };
         let unfinished = made.and_then(|()| lock_unfinished(folder));
+        let path = folder.join(FILE_NAME);
         let written = match unfinished {
             Ok(unfinished) => {
                 (options.log)(&format!(
                     "quantizing weights to 4 bits into \"{}\"",
-                    folder.join(FILE_NAME).display()
+                    path.display()
                 ));
                 write_file(folder, unfinished, layers, header, |spec| {
                     quantize(checkpoint, spec)
                 })?
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                (options.log)(&format!(
+                    "weights of 4 bits are quantized for this load only: another process \
+                     is writing \"{}\"",
+                    path.display()
+                ));
+                return Ok(None);
+            }
             Err(error) => Err(error),
         };
-        let path = folder.join(FILE_NAME);
         let reason = match written {
             Ok(()) => match QuantizedFile::open(&path, header) {
                 Ok(file) => return Ok(Some(file)),

@@ -99,7 +99,9 @@ pub(crate) fn load_from(
 
 /// Puts the tokens around a text that `tokenizer_config.json` asks for, where it has
 /// add_bos_token or add_eos_token: as in transformers they win over those that are
-/// stored in `tokenizer.json`.
+/// stored in `tokenizer.json`, and where only one of the two is set the other is off.
+/// (That is of transformers 5. In 4 the tokenizer of Llama put the first token there
+/// unless add_bos_token was false.)
 pub(crate) fn set_begin_and_end(
     directory: &ModelDirectory,
     tokenizer: &mut Tokenizer,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use sight_models::{
     Architecture, Caption, Captioner, EncodedImages, ErrorKind, GenerationOverrides, ImageLimits,
-    Model, Pixels, Placement, Task, inspect, load,
+    Model, Pixels, Placement, Task, Watch, inspect, load,
 };
 
 const LIMITS: ImageLimits = ImageLimits {
@@ -76,7 +76,7 @@ fn generate(
     let prompt = captioner.prompt(prompt).unwrap();
     let config = captioner.generation(options).unwrap();
     captioner
-        .generate(images, &prompt, &config, &|_| false)
+        .generate(images, &prompt, &config, &Watch::default())
         .unwrap()
         .into_iter()
         .map(|caption| caption.expect("nothing was cancelled"))
@@ -305,8 +305,12 @@ fn cancelled_pictures_yield_nothing_and_the_others_go_on() {
         asked.set(asked.get() + 1);
         index == 2 && asked.get() > 8
     };
+    let watch = Watch {
+        cancelled: &cancelled,
+        ..Watch::default()
+    };
     let captions = captioner
-        .generate(&images, &prompt, &config, &cancelled)
+        .generate(&images, &prompt, &config, &watch)
         .unwrap();
     assert!(captions[2].is_none());
     let expected = goldens.ids("greedy_ids");
@@ -335,7 +339,7 @@ fn a_prompt_that_leaves_no_room_is_an_invalid_option() {
         .generation(&GenerationOverrides::default())
         .unwrap();
     let error = captioner
-        .generate(&images, &prompt, &config, &|_| false)
+        .generate(&images, &prompt, &config, &Watch::default())
         .unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidOption);
     assert!(error.detail.is_some());

@@ -17,7 +17,7 @@ use std::thread;
 use serde_json::Value;
 use sight_models::{
     Captioner, DType, Device, GenerationOverrides, ImageLimits, Model, Pixels, Placement, Tensor,
-    TextEncoder, Tokens, load,
+    TextEncoder, Tokens, Watch, load,
 };
 
 const ENCODERS: [&str; 10] = [
@@ -239,7 +239,7 @@ fn generate(
         .unwrap();
     let prompt = captioner.prompt(prompt).unwrap();
     let config = captioner.generation(options).unwrap();
-    let captions = captioner.generate(&images, &prompt, &config, &|_| false);
+    let captions = captioner.generate(&images, &prompt, &config, &Watch::default());
     let ids = captions
         .unwrap()
         .into_iter()

@@ -7,38 +7,21 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sight_models::{
-    Architecture, Captioner, DType, Device, ErrorKind, FourBits, GenerationOverrides, ImageLimits,
-    Model, ModelError, Pixels, Placement, Task, Tensor, inspect, load, open,
+    Architecture, Captioner, DType, Device, ErrorKind, FourBits, GenerationOverrides, Model,
+    Pixels, Placement, Task, Tensor, Watch, inspect, load, open,
 };
 
+mod support;
+use support::{assert_case, assert_close, captioner, captions, change, overrides, pictures};
+
 const MODELS: [&str; 3] = ["a", "b", "t"];
-const PICTURES: usize = 3;
-/// Of a state: the largest difference over the largest value.
-const TOLERANCE: f32 = 1e-5;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/instructblip")
-        .join(name)
+    support::fixture("instructblip").join(name)
 }
 
-fn captioner(directory: &Path) -> Captioner {
-    match load(directory, &Placement::default()).unwrap() {
-        Model::Captioner(captioner) => captioner,
-        Model::Encoder(_) => panic!("this is no encoder"),
-    }
-}
-
-fn pictures(captioner: &Captioner) -> Vec<Pixels> {
-    let limits = ImageLimits {
-        max_bytes: 1 << 20,
-        max_pixels: 1 << 20,
-    };
-    let picture = |index| {
-        let bytes = fs::read(fixture(&format!("../blip/pictures/{index}.png"))).unwrap();
-        captioner.preprocess(&bytes, &limits).unwrap()
-    };
-    (0..PICTURES).map(picture).collect()
+fn copy(model: &str) -> tempfile::TempDir {
+    support::copy(&fixture(model))
 }
 
 /// What transformers computed.
@@ -50,10 +33,9 @@ struct Goldens {
 
 impl Goldens {
     fn of(model: &str) -> Self {
-        let all = fs::read(fixture(&format!("{model}.json"))).unwrap();
         let states = fixture(&format!("{model}.safetensors"));
         Self {
-            all: serde_json::from_slice(&all).unwrap(),
+            all: support::json(&fixture(&format!("{model}.json"))),
             states: match states.exists() {
                 true => candle_core::safetensors::load(states, &Device::Cpu).unwrap(),
                 false => HashMap::new(),
@@ -66,93 +48,13 @@ impl Goldens {
     }
 }
 
-/// A copy of a model that a test may change.
-fn copy(model: &str) -> tempfile::TempDir {
-    fn copy(from: &Path, to: &Path) {
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let target = to.join(entry.file_name());
-            if entry.file_type().unwrap().is_dir() {
-                fs::create_dir(&target).unwrap();
-                copy(&entry.path(), &target);
-            } else {
-                fs::copy(entry.path(), target).unwrap();
-            }
-        }
-    }
-    let folder = tempfile::tempdir().unwrap();
-    copy(&fixture(model), folder.path());
-    folder
-}
-
-fn change(folder: &Path, file: &str, change: impl Fn(&mut Value)) {
-    let path = folder.join(file);
-    let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    change(&mut value);
-    fs::write(path, value.to_string()).unwrap();
-}
-
-fn overrides(options: &Value) -> GenerationOverrides {
-    let count = |key: &str| options[key].as_u64().map(|value| value as u32);
-    let number = |key: &str| options[key].as_f64().map(|value| value as f32);
-    GenerationOverrides {
-        max_length: count("max_length"),
-        max_new_tokens: count("max_new_tokens"),
-        min_length: count("min_length"),
-        min_new_tokens: count("min_new_tokens"),
-        num_beams: count("num_beams"),
-        no_repeat_ngram_size: count("no_repeat_ngram_size"),
-        repetition_penalty: number("repetition_penalty"),
-        length_penalty: number("length_penalty"),
-        early_stopping: serde_json::from_value(options["early_stopping"].clone()).unwrap(),
-        ..GenerationOverrides::default()
-    }
-}
-
-fn answers(
-    captioner: &Captioner,
-    pictures: &[&Pixels],
-    prompt: Option<&str>,
-    options: &GenerationOverrides,
-) -> Result<Vec<Vec<u32>>, ModelError> {
-    let images = captioner.encode_images(pictures)?;
-    let prompt = captioner.prompt(prompt)?;
-    let config = captioner.generation(options)?;
-    let captions = captioner.generate(&images, &prompt, &config, &|_| false)?;
-    let captions = captions.into_iter();
-    let ids = captions.map(|caption| caption.expect("nothing was cancelled").token_ids);
-    Ok(ids.collect())
-}
-
-/// Compares a batch of all pictures, and each picture alone, with all cases.
+/// Compares all cases.
 fn assert_cases(captioner: &Captioner, goldens: &Goldens, what: &str) {
-    let pictures = pictures(captioner);
-    let all: Vec<&Pixels> = pictures.iter().collect();
-    let mut compared = 0;
+    assert!(goldens.cases().len() >= 14);
     for case in goldens.cases() {
-        let options = overrides(&case["options"]);
-        let prompt = case["prompt"].as_str();
-        let expected: Vec<Vec<u32>> = serde_json::from_value(case["ids"].clone()).unwrap();
-        let what = format!("{what}, {prompt:?}, {}", case["options"]);
-        let batch = answers(captioner, &all, prompt, &options).unwrap();
-        assert_eq!(batch, expected, "{what}, batch");
-        for (picture, expected) in pictures.iter().zip(&expected) {
-            let alone = answers(captioner, &[picture], prompt, &options).unwrap();
-            assert_eq!(&alone[0], expected, "{what}, alone");
-        }
-        compared += 1;
+        let what = format!("{what}, {}", case["options"]);
+        assert_case(captioner, case, &overrides(&case["options"]), &what);
     }
-    assert!(compared >= 14, "{compared}");
-}
-
-fn assert_close(actual: &Tensor, expected: &Tensor, what: &str) {
-    assert_eq!(actual.dims(), expected.dims(), "{what}");
-    let largest = |x: &Tensor| {
-        let x = x.abs().unwrap().flatten_all().unwrap();
-        x.max(0).unwrap().to_scalar::<f32>().unwrap()
-    };
-    let error = largest(&(actual - expected).unwrap()) / largest(expected);
-    assert!(error < TOLERANCE, "{what}: {error}");
 }
 
 fn assert_traces(captioner: &Captioner, goldens: &Goldens, what: &str) {
@@ -173,8 +75,7 @@ fn assert_traces(captioner: &Captioner, goldens: &Goldens, what: &str) {
 
 /// Vectors of a picture.
 fn queries(model: &str) -> usize {
-    let config: Value =
-        serde_json::from_slice(&fs::read(fixture(model).join("config.json")).unwrap()).unwrap();
+    let config = support::json(&fixture(model).join("config.json"));
     config["num_query_tokens"].as_u64().unwrap() as usize
 }
 
@@ -268,7 +169,7 @@ fn answers_in_4_bits_are_those_of_transformers_with_the_quantized_weights() {
     let all: Vec<&Pixels> = pictures.iter().collect();
     let differs = |case: &&Value| {
         let options = overrides(&case["options"]);
-        let ids = answers(&whole, &all, case["prompt"].as_str(), &options).unwrap();
+        let ids = captions(&whole, &all, case["prompt"].as_str(), &options).unwrap();
         json!(ids) != case["ids"]
     };
     let differing = goldens.cases().iter().filter(differs).count();
@@ -318,12 +219,62 @@ fn short_floats_differ_by_rounding_only() {
 }
 
 #[test]
+fn an_output_layer_of_the_word_embeddings_takes_memory_of_its_own() {
+    let place = Placement::default();
+    let words = |model: &str| {
+        let config = support::json(&fixture(model).join("config.json"));
+        let text = &config["text_config"];
+        let hidden = text["hidden_size"].as_u64().or(text["d_model"].as_u64());
+        text["vocab_size"].as_u64().unwrap() * hidden.unwrap()
+    };
+    for (model, tied) in [("a", false), ("b", true), ("t", true)] {
+        let opened = open(&fixture(model)).unwrap();
+        let stored = opened.summary().unwrap().parameters;
+        let expected = stored + if tied { words(model) } else { 0 };
+        assert_eq!(opened.memory_bytes(&place), expected * 4, "{model}");
+    }
+    // In 4 bits the words stay whole.
+    let folder = copy("q");
+    change(folder.path(), "config.json", |config| {
+        config["text_config"]["tie_word_embeddings"] = json!(true);
+    });
+    let bytes = |folder: &Path| {
+        let opened = open(folder).unwrap();
+        opened.memory_bytes_in_4_bits(&place).unwrap()
+    };
+    let untied = bytes(folder.path());
+    let stored = shards_without(folder.path(), "language_model.lm_head.weight");
+    assert_eq!(stored, words("q"));
+    assert_eq!(bytes(folder.path()), untied);
+}
+
+/// Takes a tensor out of the files of a model; the result is how many elements it had.
+fn shards_without(folder: &Path, name: &str) -> u64 {
+    let mut elements = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_none_or(|extension| extension != "safetensors")
+        {
+            continue;
+        }
+        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        if let Some(tensor) = tensors.remove(name) {
+            elements = tensor.elem_count() as u64;
+            candle_core::safetensors::save(&tensors, &path).unwrap();
+        }
+    }
+    elements
+}
+
+#[test]
 fn memory_in_4_bits_is_a_part_of_that_in_full() {
     let place = Placement::default();
     let bytes = |model: &str| {
         let opened = open(&fixture(model)).unwrap();
         let whole = opened.memory_bytes(&place);
-        (whole, opened.memory_bytes_in_4_bits(&place))
+        (whole, opened.memory_bytes_in_4_bits(&place).unwrap())
     };
     let (whole, quantized) = bytes("q");
     assert!(quantized * 2 < whole, "{quantized} of {whole}");
@@ -344,7 +295,7 @@ fn the_text_is_the_answer_alone() {
     };
     let config = captioner.generation(&options).unwrap();
     let prompt = captioner.prompt(Some("this image is a shoe")).unwrap();
-    let caption = captioner.generate(&images, &prompt, &config, &|_| false);
+    let caption = captioner.generate(&images, &prompt, &config, &Watch::default());
     let caption = caption.unwrap().remove(0).unwrap();
     assert_eq!(&caption.token_ids[..prompt.ids().len()], prompt.ids());
     assert_eq!(caption.token_ids.len(), prompt.ids().len() + 12);
@@ -413,7 +364,7 @@ fn instructions_that_cannot_be_answered_are_errors() {
         (" this image".repeat(400), "prompt is too long"),
         ("what is <image>".to_owned(), "invalid prompt"),
     ] {
-        let error = answers(&captioner, &[picture], Some(&prompt), &options).unwrap_err();
+        let error = captions(&captioner, &[picture], Some(&prompt), &options).unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidOption, "{prompt}");
         assert_eq!(error.message, words, "{prompt}");
         assert!(error.detail.is_some() && error.hint.is_some());
@@ -423,19 +374,50 @@ fn instructions_that_cannot_be_answered_are_errors() {
         ..GenerationOverrides::default()
     };
     let prompt = Some("describe this image");
-    let error = answers(&captioner, &[picture], prompt, &options).unwrap_err();
+    let error = captions(&captioner, &[picture], prompt, &options).unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidOption);
     assert!(error.message.contains("max_length"), "{error}");
+}
+
+#[test]
+fn lengths_are_bounded_where_the_model_does_not_bound_them() {
+    // One unknown token for the Q-Former, and many for the language model.
+    let word = "x".repeat(2000);
+    for model in MODELS {
+        let captioner = captioner(&fixture(model));
+        let error = captioner.prompt(Some(&word)).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidOption, "{model}");
+        assert_eq!(error.message, "prompt is too long", "{model}");
+        let detail = error.detail.unwrap();
+        assert!(detail.contains("up to 1024"), "{model}: {detail}");
+        assert!(detail.contains("language model"), "{model}: {detail}");
+    }
+    let captioner = captioner(&fixture("t"));
+    let picture = &pictures(&captioner)[0];
+    let long = captioner.prompt(Some(&"x".repeat(1000))).unwrap();
+    assert!(long.instruction_ids().len() > 900 && long.question_ids().len() < 10);
+    for (options, option) in [
+        (json!({"max_new_tokens": 2048}), "max_new_tokens"),
+        (json!({"max_new_tokens": u32::MAX}), "max_new_tokens"),
+        (json!({"max_length": 2049}), "max_length"),
+    ] {
+        let error = captions(&captioner, &[picture], None, &overrides(&options)).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidOption, "{options}");
+        assert!(error.message.contains(option), "{error}");
+        assert!(error.detail.unwrap().contains("2048 positions"));
+    }
+    let options = overrides(&json!({"max_length": 2048}));
+    captions(&captioner, &[picture], None, &options).unwrap();
 }
 
 #[test]
 fn no_pictures_give_no_answers_and_cancelled_ones_leave() {
     let captioner = captioner(&fixture("a"));
     let options = overrides(&json!({"max_new_tokens": 8, "min_new_tokens": 8, "num_beams": 3}));
-    assert_eq!(answers(&captioner, &[], None, &options).unwrap().len(), 0);
+    assert_eq!(captions(&captioner, &[], None, &options).unwrap().len(), 0);
     let pictures = pictures(&captioner);
     let all: Vec<&Pixels> = pictures.iter().collect();
-    let expected = answers(&captioner, &all, None, &options).unwrap();
+    let expected = captions(&captioner, &all, None, &options).unwrap();
     let images = captioner.encode_images(&all).unwrap();
     let prompt = captioner.prompt(None).unwrap();
     let config = captioner.generation(&options).unwrap();
@@ -444,7 +426,11 @@ fn no_pictures_give_no_answers_and_cancelled_ones_leave() {
         asked.set(asked.get() + 1);
         index == 1 && asked.get() > 6
     };
-    let captions = captioner.generate(&images, &prompt, &config, &cancelled);
+    let watch = Watch {
+        cancelled: &cancelled,
+        ..Watch::default()
+    };
+    let captions = captioner.generate(&images, &prompt, &config, &watch);
     let captions = captions.unwrap();
     assert!(captions[1].is_none());
     for index in [0, 2] {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use sight_models::{
     Captioner, DType, Device, GenerationOverrides, ImageLimits, Model, Pixels, Placement,
-    TextEncoder, load,
+    TextEncoder, Watch, load,
 };
 
 const ENCODERS: [&str; 4] = ["distilbert-a", "mpnet-a", "roberta-a", "xlm-roberta-a"];
@@ -72,7 +72,7 @@ fn captions(captioner: &Captioner, pixels: &[Pixels], num_beams: u32) -> Vec<Vec
     };
     let config = captioner.generation(&options).unwrap();
     let prompt = captioner.prompt(Some("a photo of")).unwrap();
-    let captions = captioner.generate(&images, &prompt, &config, &|_| false);
+    let captions = captioner.generate(&images, &prompt, &config, &Watch::default());
     let ids = captions
         .unwrap()
         .into_iter()

@@ -68,6 +68,8 @@ pub enum Counter {
     LargestBatch,
     /// Batches that were halved because the device had not enough memory.
     OomSplits,
+    /// Tokens by which descriptions grew, one a step and picture: counted after each step.
+    GeneratedTokens,
     /// From the first inputs being ready to their batch, summed over requests.
     QueueTime,
     /// Tokenizing, decoding and resizing, summed over the threads that did it.
@@ -81,7 +83,7 @@ pub enum Counter {
 
 impl Counter {
     /// In the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Requests,
         Self::Failed,
         Self::Cancelled,
@@ -92,6 +94,7 @@ impl Counter {
         Self::BatchItems,
         Self::LargestBatch,
         Self::OomSplits,
+        Self::GeneratedTokens,
         Self::QueueTime,
         Self::PreprocessTime,
         Self::ComputeTime,
@@ -112,6 +115,7 @@ impl Counter {
             Self::BatchItems => "batch_items",
             Self::LargestBatch => "largest_batch",
             Self::OomSplits => "oom_splits",
+            Self::GeneratedTokens => "generated_tokens",
             Self::QueueTime => "queue_time",
             Self::PreprocessTime => "preprocess_time",
             Self::ComputeTime => "compute_time",

@@ -1,7 +1,7 @@
 //! What a model thread computes with: one trait over text encoders and
 //! captioners.
 
-use sight_models::{Captioner, GenerationConfig, GenerationOverrides, Prompt, TextEncoder};
+use sight_models::{Captioner, GenerationConfig, GenerationOverrides, Prompt, TextEncoder, Watch};
 use sight_protocol::ErrorReply;
 
 use crate::error;
@@ -24,9 +24,9 @@ pub trait Engine: Send + Sync + 'static {
     /// The model cannot make any.
     fn samples(&self, cost: usize) -> Result<(Vec<Self::Input>, Self::Options), ErrorReply>;
 
-    /// Computes one batch, in input order. `cancelled` says whether the answer
-    /// for an input is still wanted; `None` answers one that is not. It is asked
-    /// again and again where a batch takes many steps: after each that was computed.
+    /// Computes one batch, in input order. `watch` says whether the answer for an input
+    /// is still wanted; `None` answers one that is not. Where a batch takes many steps it
+    /// is asked after each that was computed.
     ///
     /// # Errors
     /// An error of the batch; the caller finds out which input is at fault.
@@ -34,7 +34,7 @@ pub trait Engine: Send + Sync + 'static {
         &self,
         inputs: &[&Self::Input],
         options: &Self::Options,
-        cancelled: &dyn Fn(usize) -> bool,
+        watch: &Watch<'_>,
     ) -> Result<Vec<Option<Self::Output>>, ErrorReply>;
 }
 
@@ -59,7 +59,7 @@ impl Engine for TextEncoder {
         &self,
         inputs: &[&Self::Input],
         (): &(),
-        _cancelled: &dyn Fn(usize) -> bool,
+        _watch: &Watch<'_>,
     ) -> Result<Vec<Option<Vec<f32>>>, ErrorReply> {
         let vectors = self.encode(inputs).map_err(error::from_computation)?;
         Ok(vectors.into_iter().map(Some).collect())
@@ -103,19 +103,23 @@ impl Engine for Captioner {
         &self,
         inputs: &[&Self::Input],
         options: &DescribeOptions,
-        cancelled: &dyn Fn(usize) -> bool,
+        watch: &Watch<'_>,
     ) -> Result<Vec<Option<String>>, ErrorReply> {
         let images = self
             .encode_images(inputs)
             .map_err(error::from_computation)?;
         let mut answers: Vec<Option<Vec<String>>> = vec![Some(Vec::new()); inputs.len()];
         for prompt in &options.prompts {
-            let dropped = |row: usize| answers[row].is_none() || cancelled(row);
+            let dropped = |row: usize| answers[row].is_none() || (watch.cancelled)(row);
             if (0..inputs.len()).all(dropped) {
                 return Ok(inputs.iter().map(|_| None).collect());
             }
+            let watch = Watch {
+                cancelled: &dropped,
+                generated: watch.generated,
+            };
             let captions = self
-                .generate(&images, prompt, &options.generation, &dropped)
+                .generate(&images, prompt, &options.generation, &watch)
                 .map_err(error::from_computation)?;
             for (answer, caption) in answers.iter_mut().zip(captions) {
                 match (answer.as_mut(), caption) {

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use sight_models::Watch;
 use sight_protocol::{ErrorCode, ErrorReply};
 
 use crate::activity::{Activity, Ticket};
@@ -119,7 +120,7 @@ impl Engine for Fake {
         &self,
         inputs: &[&Input],
         _options: &u32,
-        cancelled: &dyn Fn(usize) -> bool,
+        watch: &Watch<'_>,
     ) -> Result<Vec<Option<u32>>, ErrorReply> {
         let ids = inputs.iter().map(|input| input.id).collect();
         self.batches.lock().unwrap().push(ids);
@@ -148,7 +149,7 @@ impl Engine for Fake {
         let outputs = inputs
             .iter()
             .enumerate()
-            .map(|(row, input)| (!cancelled(row)).then_some(input.id));
+            .map(|(row, input)| (!(watch.cancelled)(row)).then_some(input.id));
         Ok(outputs.collect())
     }
 }

@@ -209,6 +209,7 @@ fn help(counter: Counter) -> &'static str {
         Counter::BatchItems => "Texts or pictures in the batches.",
         Counter::LargestBatch => "Most texts or pictures in one batch.",
         Counter::OomSplits => "Batches halved for lack of device memory.",
+        Counter::GeneratedTokens => "Tokens of descriptions, while they are generated.",
         Counter::QueueTime => "Time that requests waited for their first batch.",
         Counter::PreprocessTime => "Time that threads tokenized, decoded and resized.",
         Counter::ComputeTime => "Time that the model was at work.",
@@ -275,7 +276,8 @@ mod tests {
             "pg_sight_uptime_seconds 1.5",
             "# TYPE pg_sight_requests_total counter",
             "pg_sight_requests_total{model=\"a\\\"b\\\\c\\nd\",task=\"embed\"} 1",
-            "pg_sight_queue_seconds_total{model=\"a\\\"b\\\\c\\nd\",task=\"embed\"} 0.000011",
+            "pg_sight_generated_tokens_total{model=\"a\\\"b\\\\c\\nd\",task=\"embed\"} 11",
+            "pg_sight_queue_seconds_total{model=\"a\\\"b\\\\c\\nd\",task=\"embed\"} 0.000012",
             "# TYPE pg_sight_largest_batch gauge",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sight_models::Watch;
 use sight_protocol::{Counter, ErrorCode, ErrorReply};
 
 use crate::activity::{CancelOnDrop, Ticket};
@@ -190,8 +191,14 @@ fn outputs<E: Engine>(
         pulse.beat();
         entries[row].is_over()
     };
+    // At once, so that a long answer shows how far it is.
+    let generated = |row: usize| entries[row].counters().add(Counter::GeneratedTokens, 1);
+    let watch = Watch {
+        cancelled: &cancelled,
+        generated: &generated,
+    };
     error::guard(|| {
-        let outputs = engine.compute(&inputs, options, &cancelled)?;
+        let outputs = engine.compute(&inputs, options, &watch)?;
         if outputs.len() == inputs.len() {
             Ok(outputs)
         } else {

@@ -71,6 +71,7 @@ struct Loader {
     max_tokens: usize,
     max_images: usize,
     statistics: Arc<Statistics>,
+    activity: Arc<Activity>,
 }
 
 pub struct Models {
@@ -84,7 +85,12 @@ pub struct Models {
 }
 
 impl Models {
-    pub fn new(config: &ServerConfig, place: &Placement, statistics: &Arc<Statistics>) -> Self {
+    pub fn new(
+        config: &ServerConfig,
+        place: &Placement,
+        statistics: &Arc<Statistics>,
+        activity: &Arc<Activity>,
+    ) -> Self {
         let (max_tokens, max_images) = batch_bounds(config, place.device.is_cpu());
         Self {
             registry: Arc::new(Registry::new(config.max_model_bytes)),
@@ -94,6 +100,7 @@ impl Models {
                 max_tokens,
                 max_images,
                 statistics: Arc::clone(statistics),
+                activity: Arc::clone(activity),
             },
             warm_up: config.warm_up,
             look_is_quick: Arc::default(),
@@ -211,11 +218,12 @@ impl Models {
 }
 
 impl Loader {
-    fn memory_bytes(&self, opened: &OpenedModel) -> u64 {
+    /// Memory that a model takes; an error where it cannot be loaded as the settings want.
+    fn memory_bytes(&self, opened: &OpenedModel) -> Result<u64, ModelError> {
         if self.in_4_bits {
             opened.memory_bytes_in_4_bits(&self.place)
         } else {
-            opened.memory_bytes(&self.place)
+            Ok(opened.memory_bytes(&self.place))
         }
     }
 
@@ -236,10 +244,15 @@ impl Loader {
         directory: &str,
         room: &Room<LoadedModel>,
     ) -> Result<LoadedModel, ErrorReply> {
+        // It may outlive the request that began it, and take longer than the server may be
+        // idle.
+        let _work = self.activity.begin();
         let begun = Instant::now();
         let model = loop {
             let opened = sight_models::open(Path::new(directory)).map_err(error::from_model)?;
-            room.make(self.memory_bytes(&opened))?;
+            // Before other models make room for one that cannot be loaded.
+            let bytes = self.memory_bytes(&opened).map_err(error::from_model)?;
+            room.make(bytes)?;
             log::info(format_args!(
                 "loading model \"{name}\" from \"{directory}\""
             ));

@@ -74,14 +74,15 @@ impl Service {
     pub fn new(config: ServerConfig, threads: usize, place: Placement) -> Self {
         let max_waiting = config.max_queued_requests as usize;
         let statistics = Arc::new(Statistics::restore(config.statistics_file.as_ref()));
+        let activity = Arc::new(Activity::new(max_waiting));
         Self {
-            models: Models::new(&config, &place, &statistics),
+            models: Models::new(&config, &place, &statistics, &activity),
             cache: EmbeddingCache::new(config.embed_cache_bytes),
             room: RequestRoom::new(config.max_queued_bytes),
             config,
             threads,
             place,
-            activity: Arc::new(Activity::new(max_waiting)),
+            activity,
             statistics,
             pulls: Pulls::default(),
             preparing: Arc::new(Semaphore::new(threads)),

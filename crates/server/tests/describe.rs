@@ -1,10 +1,10 @@
 //! Describing pictures, with the demo's captioner and its sample pictures.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sight_protocol::{
-    Architecture, ErrorCode, GenerationOptions, ModelRef, ModelTask, Request, Response,
+    Architecture, Counter, ErrorCode, GenerationOptions, ModelRef, ModelTask, Request, Response,
     ServerConfig,
 };
 use tempfile::TempDir;
@@ -355,62 +355,47 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// The options under which instructions are given, as JSON.
+const OPTIONS: &str =
+    r#"{"num_beams": 10, "max_length": 52, "min_length": 16, "repetition_penalty": 1.5}"#;
+
 /// Two instructions about a picture, as a user of InstructBLIP asks them.
 fn instructed(model: &ModelRef, picture: &[u8]) -> Request {
     Request::Describe {
         model: model.clone(),
         image_bytes: vec![picture.len() as u32],
-        prompts: [
-            "describe this image in full detail",
-            "create an extensive description of this image",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-        options: GenerationOptions {
-            num_beams: Some(10),
-            max_length: Some(56),
-            min_length: Some(16),
-            repetition_penalty: Some(1.5),
-            ..GenerationOptions::default()
-        },
+        prompts: INSTRUCTIONS.map(str::to_owned).to_vec(),
+        options: serde_json::from_str(OPTIONS).unwrap(),
     }
 }
 
-/// The ids of the answers that transformers gave under these options, as a text of
-/// the model's own tokenizer.
-fn answers(model: &Path, picture: &[u8], request: &Request) -> String {
-    let Request::Describe {
-        prompts, options, ..
-    } = request
-    else {
-        panic!("no request to describe");
+const INSTRUCTIONS: [&str; 2] = [
+    "describe this image in full detail",
+    "create an extensive description of this image",
+];
+
+/// What transformers answers to these instructions about the first picture: its token ids
+/// without those of the prompt, as a text.
+fn answers(name: &str) -> String {
+    let goldens = std::fs::read(fixture(&format!("instructblip/{name}.json"))).unwrap();
+    let goldens: serde_json::Value = serde_json::from_slice(&goldens).unwrap();
+    let options: serde_json::Value = serde_json::from_str(OPTIONS).unwrap();
+    let directory = fixture(&format!("instructblip/{name}"));
+    let tokenizer = tokenizers::Tokenizer::from_file(directory.join("tokenizer.json")).unwrap();
+    let config = std::fs::read(directory.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let places = config["num_query_tokens"].as_u64().unwrap() as usize;
+    let answer = |instruction: &str| {
+        let cases = goldens["cases"].as_array().unwrap();
+        let wanted =
+            |case: &&serde_json::Value| case["prompt"] == instruction && case["options"] == options;
+        let case = cases.iter().find(wanted).unwrap();
+        let ids: Vec<u32> = serde_json::from_value(case["ids"][0].clone()).unwrap();
+        let prompt = places + tokenizer.encode(instruction, true).unwrap().len();
+        let text = tokenizer.decode(&ids[prompt..], true).unwrap();
+        text.trim().to_owned()
     };
-    let place = sight_models::Placement::default();
-    let sight_models::Model::Captioner(captioner) = sight_models::load(model, &place).unwrap()
-    else {
-        panic!("no captioner");
-    };
-    let limits = sight_models::ImageLimits {
-        max_bytes: 1 << 20,
-        max_pixels: 1 << 20,
-    };
-    let pixels = captioner.preprocess(picture, &limits).unwrap();
-    let images = captioner.encode_images(&[&pixels]).unwrap();
-    let options = sight_models::GenerationOverrides {
-        num_beams: options.num_beams,
-        max_length: options.max_length,
-        min_length: options.min_length,
-        repetition_penalty: options.repetition_penalty,
-        ..Default::default()
-    };
-    let config = captioner.generation(&options).unwrap();
-    let answer = |prompt: &String| {
-        let prompt = captioner.prompt(Some(prompt)).unwrap();
-        let answers = captioner.generate(&images, &prompt, &config, &|_| false);
-        answers.unwrap().remove(0).unwrap().text
-    };
-    let answers: Vec<String> = prompts.iter().map(answer).collect();
-    answers.join(" ")
+    INSTRUCTIONS.map(answer).join(" ")
 }
 
 #[test]
@@ -422,7 +407,7 @@ fn several_instructions_are_answered_together() {
     let (Response::Captions(captions), _) = server.ask(&request, &[&picture]) else {
         panic!("no captions");
     };
-    assert_eq!(captions, [answers(&directory, &picture, &request)]);
+    assert_eq!(captions, [answers("a")]);
     assert!(captions[0].len() > 20 && !captions[0].contains("full detail"));
     let inspect = Request::Inspect {
         model: model(&directory),
@@ -431,6 +416,39 @@ fn several_instructions_are_answered_together() {
         panic!("no information");
     };
     assert_eq!(info.architecture, Architecture::InstructBlip);
+}
+
+#[test]
+fn tokens_are_counted_while_they_are_generated() {
+    let (server, _directory) = start(&config());
+    let model = model(&fixture("instructblip/t"));
+    let picture = std::fs::read(fixture("blip/pictures/0.png")).unwrap();
+    let mut request = request(&model, &[&picture], &INSTRUCTIONS);
+    let Request::Describe { options, .. } = &mut request else {
+        panic!("no request to describe");
+    };
+    options.max_new_tokens = Some(2000);
+    options.min_new_tokens = Some(2000);
+    let mut client = server.connect();
+    client.send(&request, &[&picture]);
+    server.wait_for_status(|status| status.requests == 1);
+    let mut seen = std::collections::BTreeSet::new();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let counted = server.statistics();
+        if counted[Counter::Items] > 0 {
+            break;
+        }
+        seen.insert(counted[Counter::GeneratedTokens]);
+        assert!(Instant::now() < until, "{seen:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let (Response::Captions(_), _) = client.receive().unwrap() else {
+        panic!("no captions");
+    };
+    assert_eq!(server.statistics()[Counter::GeneratedTokens], 4000);
+    let halfway = seen.iter().filter(|tokens| (1..4000).contains(*tokens));
+    assert!(halfway.count() > 3, "{seen:?}");
 }
 
 #[test]
@@ -460,6 +478,8 @@ fn a_language_model_is_loaded_in_4_bits_where_the_setting_says_so() {
         captions.push(caption);
         assert_eq!(file.exists(), config.load_in_4bit || made);
     }
+    assert_ne!(captions[0], captions[1]);
+    assert_eq!(captions[1], [answers("q")]);
     assert_eq!(captions[1], captions[2]);
     assert!(sizes[1] * 2 < sizes[0] && sizes[1] == sizes[2], "{sizes:?}");
 }

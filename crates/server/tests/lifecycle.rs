@@ -346,6 +346,30 @@ fn a_server_that_waits_for_the_lock_can_be_ended() {
 }
 
 #[test]
+fn a_load_that_nobody_waits_for_keeps_the_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.idle_timeout_ms = 300;
+    let mut server = Server::start(directory.path(), &config);
+    // A pipe is read when somebody writes to it: until then the load goes on.
+    let slow = directory.path().join("slow");
+    std::fs::create_dir(&slow).unwrap();
+    let pipe = slow.join("config.json");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let mut client = server.connect();
+    let model = model(&slow);
+    client.send(&Request::Load { model }, &[]);
+    // That opens as soon as the load does.
+    let writer = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    drop(client);
+    std::thread::sleep(SECOND);
+    server.ask(&Request::Status, &[]);
+    drop(writer);
+    assert_eq!(server.exit_within(PATIENCE).code(), Some(0));
+}
+
+#[test]
 fn an_idle_server_ends() {
     let directory = tempfile::tempdir().unwrap();
     let mut config = config();

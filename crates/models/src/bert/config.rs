@@ -13,6 +13,9 @@ const FILE: &str = "config.json";
 pub(super) const DISTANCE_BUCKETS: usize = 32;
 /// The id of the padding token of MPNet, fixed in transformers too.
 const MPNET_PADDING: u32 = 1;
+/// More layers than any model has. The tensors of all are named before it turns out which
+/// of them are there.
+const MAX_LAYERS: usize = 10_000;
 
 /// What the encoder needs of `config.json`.
 #[derive(Debug, Clone)]
@@ -176,6 +179,7 @@ impl BertConfig {
 
     fn check(&self) -> Result<(), ModelError> {
         check_heads(self.hidden_size, self.num_attention_heads, FILE)?;
+        check_layers("num_hidden_layers", self.num_hidden_layers, FILE)?;
         let mut sizes = vec![
             ("vocab_size", self.vocab_size),
             ("intermediate_size", self.intermediate_size),
@@ -248,6 +252,17 @@ pub(crate) fn check_positive(sizes: &[(&str, usize)], file: &str) -> Result<(), 
     }
 }
 
+/// Checks that there are not too many layers.
+pub(crate) fn check_layers(name: &str, layers: usize, file: &str) -> Result<(), ModelError> {
+    if layers > MAX_LAYERS {
+        return Err(damaged(
+            file,
+            format!("Its {name} is {layers}, more than {MAX_LAYERS}."),
+        ));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,10 +310,11 @@ mod tests {
 
     #[test]
     fn contradictory_sizes_are_damage() {
-        let wrong: [(Family, Change); 7] = [
+        let wrong: [(Family, Change); 8] = [
             (Family::Bert, |c| c.num_attention_heads = 7),
             (Family::Bert, |c| c.num_attention_heads = 0),
             (Family::Bert, |c| c.vocab_size = Some(0)),
+            (Family::Bert, |c| c.num_hidden_layers = 10_001),
             (Family::Roberta, |c| c.type_vocab_size = 0),
             (Family::Roberta, |c| c.pad_token_id = None),
             (Family::Roberta, |c| c.pad_token_id = Some(511)),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use tokenizers::Tokenizer;
 
 use crate::blip::config::BlipConfig;
@@ -12,11 +12,9 @@ use crate::captioner::{EncodedImages, EncodedStates, Prompt};
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::{Placement, compute_on};
 use crate::error::{ErrorKind, ModelError};
-use crate::generation::{
-    Continuation, Decoder, GenerationConfig, Request, generate, likeliest, not_a_number,
-};
+use crate::generation::{Continuation, LogitsDecoder};
 use crate::kv_cache::KeysAndValues;
-use crate::ops::{HistoryTable, cuda};
+use crate::ops::HistoryTable;
 use crate::tokenizer;
 use crate::trace::Trace;
 
@@ -122,36 +120,30 @@ impl BlipCaptioner {
         Ok(EncodedImages { count, states })
     }
 
-    /// The tokens of each picture's caption; see
-    /// [`Captioner::generate`](crate::Captioner::generate).
-    pub(crate) fn generate(
-        &self,
-        images: &EncodedImages,
-        prompt: &Prompt,
-        config: &GenerationConfig,
-        cancelled: &dyn Fn(usize) -> bool,
-    ) -> Result<Vec<Option<Vec<u32>>>, ModelError> {
-        let text = &self.config.text_config;
-        let lengths = config.lengths(prompt.ids.len(), text.max_position_embeddings)?;
-        if images.is_empty() {
-            return Ok(Vec::new());
-        }
-        let request = Request {
-            config,
-            lengths,
-            prompt: &prompt.ids,
-            inputs: images.count,
-            end: text.sep_token_id,
-            cancelled,
-        };
-        let width = images.count * config.num_beams;
-        let mut decoder = BlipDecoder::new(self, images, &prompt.ids, width, lengths.max)?;
-        generate(&mut decoder, &request)
+    /// Tokens of the longest caption.
+    pub(crate) fn positions(&self) -> usize {
+        self.config.text_config.max_position_embeddings
+    }
+
+    /// The token that ends a caption.
+    pub(crate) fn end(&self) -> u32 {
+        self.config.text_config.sep_token_id
+    }
+
+    /// A decoder for sequences of up to `positions` tokens, up to `width` of them.
+    pub(crate) fn decoder<'a>(
+        &'a self,
+        images: &'a EncodedImages,
+        prompt: &'a Prompt,
+        width: usize,
+        positions: usize,
+    ) -> Result<BlipDecoder<'a>, ModelError> {
+        BlipDecoder::new(self, images, &prompt.ids, width, positions)
     }
 }
 
 /// The decoder at work for one request, with the cache that belongs to it.
-struct BlipDecoder<'a> {
+pub(crate) struct BlipDecoder<'a> {
     captioner: &'a BlipCaptioner,
     images: usize,
     /// Keys and values of the pictures, in all layers.
@@ -255,24 +247,6 @@ impl<'a> BlipDecoder<'a> {
         Ok(compute_on(&place.device, || text.logits(hidden))?)
     }
 
-    fn scores(&self, hidden: &Tensor) -> Result<Vec<f32>, ModelError> {
-        let logits = self.logits(hidden)?;
-        Ok(logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
-    }
-
-    /// The likeliest token of each row, found where the scores are.
-    fn likeliest(&self, hidden: &Tensor, forbidden: Option<u32>) -> Result<Vec<u32>, ModelError> {
-        let logits = self.logits(hidden)?;
-        let Some(tokens) = cuda::likeliest(&logits, forbidden)? else {
-            let scores = logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
-            return likeliest(scores, self.vocabulary(), forbidden);
-        };
-        if tokens.contains(&u32::MAX) {
-            return Err(not_a_number());
-        }
-        Ok(tokens)
-    }
-
     /// Computes the prompt; the result is the last hidden state, (pictures, hidden).
     fn read_prompt(&mut self) -> Result<Tensor, ModelError> {
         self.begin();
@@ -295,32 +269,18 @@ impl<'a> BlipDecoder<'a> {
     }
 }
 
-impl Decoder for BlipDecoder<'_> {
+impl LogitsDecoder for BlipDecoder<'_> {
     fn vocabulary(&self) -> usize {
         self.captioner.config.text_config.vocab_size
     }
 
-    fn prompt(&mut self) -> Result<Vec<f32>, ModelError> {
+    fn prompt(&mut self) -> Result<Tensor, ModelError> {
         let hidden = self.read_prompt()?;
-        self.scores(&hidden)
+        self.logits(&hidden)
     }
 
-    fn step(&mut self, rows: &[Continuation]) -> Result<Vec<f32>, ModelError> {
+    fn step(&mut self, rows: &[Continuation]) -> Result<Tensor, ModelError> {
         let hidden = self.go_on(rows)?;
-        self.scores(&hidden)
-    }
-
-    fn prompt_likeliest(&mut self, forbidden: Option<u32>) -> Result<Vec<u32>, ModelError> {
-        let hidden = self.read_prompt()?;
-        self.likeliest(&hidden, forbidden)
-    }
-
-    fn step_likeliest(
-        &mut self,
-        rows: &[Continuation],
-        forbidden: Option<u32>,
-    ) -> Result<Vec<u32>, ModelError> {
-        let hidden = self.go_on(rows)?;
-        self.likeliest(&hidden, forbidden)
+        self.logits(&hidden)
     }
 }

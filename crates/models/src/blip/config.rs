@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::activation::Activation;
-use crate::bert::{check_heads, check_positive};
+use crate::bert::{check_heads, check_layers, check_positive};
 use crate::error::ModelError;
 use crate::files::damaged;
 
@@ -97,6 +97,8 @@ impl VisionConfig {
     pub(crate) fn check(&self) -> Result<(), ModelError> {
         self.activation()?;
         check_heads(self.hidden_size, self.num_attention_heads, FILE)?;
+        let layers = "vision_config.num_hidden_layers";
+        check_layers(layers, self.num_hidden_layers, FILE)?;
         check_positive(
             &[
                 ("intermediate_size", self.intermediate_size),
@@ -140,6 +142,8 @@ impl BlipConfig {
         let (text, vision) = (&self.text_config, &self.vision_config);
         text.activation()?;
         check_heads(text.hidden_size, text.num_attention_heads, FILE)?;
+        let layers = "text_config.num_hidden_layers";
+        check_layers(layers, text.num_hidden_layers, FILE)?;
         vision.check()?;
         check_positive(
             &[
@@ -192,6 +196,14 @@ mod tests {
                 "attention heads",
             ),
             (r#"{"text_config": {"vocab_size": 0}}"#, "vocab_size"),
+            (
+                r#"{"text_config": {"num_hidden_layers": 10001}}"#,
+                "text_config.num_hidden_layers",
+            ),
+            (
+                r#"{"vision_config": {"num_hidden_layers": 10001}}"#,
+                "vision_config.num_hidden_layers",
+            ),
         ];
         for (json, name) in wrong {
             let config: BlipConfig = serde_json::from_str(json).unwrap();

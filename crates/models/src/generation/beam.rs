@@ -70,12 +70,13 @@ pub(super) fn search(
             let rows = search.running.len();
             let scores = &mut scores[first_row * vocabulary..][..rows * vocabulary];
             let parents = search.advance(request, scores)?;
+            (request.watch.generated)(search.input);
             match parents {
                 None => {
                     let input = search.input;
                     results[input] = Some(search.into_tokens());
                 }
-                Some(_) if (request.cancelled)(search.input) => {}
+                Some(_) if (request.watch.cancelled)(search.input) => {}
                 Some(parents) => {
                     let rows = parents.iter().zip(&search.running);
                     continuations.extend(rows.map(|(parent, running)| Continuation {

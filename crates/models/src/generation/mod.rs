@@ -4,12 +4,14 @@
 
 mod beam;
 mod config;
+mod logits;
 mod processors;
 mod sampling;
 mod single;
 
 pub use config::{EarlyStopping, GenerationConfig, GenerationOverrides};
 pub(crate) use config::{Lengths, StoredGenerationConfig};
+pub(crate) use logits::LogitsDecoder;
 
 use crate::error::{ErrorKind, ModelError};
 
@@ -50,6 +52,25 @@ pub(crate) trait Decoder {
     }
 }
 
+/// Who waits for what is generated. Both are called with the number of an input.
+pub struct Watch<'a> {
+    /// Asked before each step: whether the answer for the input is no longer wanted.
+    pub cancelled: &'a dyn Fn(usize) -> bool,
+    /// Told of each token by which an answer grows, the end token too. All beams of an input
+    /// grow together.
+    pub generated: &'a dyn Fn(usize),
+}
+
+impl Default for Watch<'_> {
+    /// All is wanted, and nobody looks on.
+    fn default() -> Self {
+        Self {
+            cancelled: &|_| false,
+            generated: &|_| {},
+        }
+    }
+}
+
 /// What is the same for all inputs of a generation.
 pub(crate) struct Request<'a> {
     pub(crate) config: &'a GenerationConfig,
@@ -59,8 +80,7 @@ pub(crate) struct Request<'a> {
     pub(crate) inputs: usize,
     /// The token that ends a sequence.
     pub(crate) end: u32,
-    /// Asked before each step, with the number of the input.
-    pub(crate) cancelled: &'a dyn Fn(usize) -> bool,
+    pub(crate) watch: &'a Watch<'a>,
 }
 
 /// Generates a sequence for each input: the prompt, the answer, and the end
@@ -77,7 +97,7 @@ pub(crate) fn generate(
 }
 
 /// The likeliest token of each row of (rows, vocabulary), but for the token `forbidden`.
-pub(crate) fn likeliest(
+fn likeliest(
     mut scores: Vec<f32>,
     vocabulary: usize,
     forbidden: Option<u32>,
@@ -106,7 +126,7 @@ fn argmax(scores: &[f32]) -> Result<u32, ModelError> {
     Ok(best.0 as u32)
 }
 
-pub(crate) fn not_a_number() -> ModelError {
+fn not_a_number() -> ModelError {
     ModelError::new(ErrorKind::Internal, "model computation failed")
         .with_detail("The scores of the next token are not numbers.")
         .with_hint("The weights of the model may be damaged.")

@@ -44,9 +44,10 @@ pub(super) fn search(
         let mut next = Vec::with_capacity(rows.len());
         for (parent, (mut row, token)) in rows.into_iter().zip(tokens).enumerate() {
             row.tokens.push(token);
+            (request.watch.generated)(row.input);
             if token == request.end || row.tokens.len() >= request.lengths.max {
                 results[row.input] = Some(row.tokens);
-            } else if !(request.cancelled)(row.input) {
+            } else if !(request.watch.cancelled)(row.input) {
                 continuations.push(Continuation { parent, token });
                 next.push(row);
             }
@@ -93,7 +94,7 @@ mod tests {
     use super::super::testing::Scripted;
     use super::*;
     use crate::generation::{
-        GenerationConfig, GenerationOverrides, Lengths, StoredGenerationConfig, generate,
+        GenerationConfig, GenerationOverrides, Lengths, StoredGenerationConfig, Watch, generate,
     };
 
     const END: u32 = 9;
@@ -110,7 +111,7 @@ mod tests {
         scores
     }
 
-    fn run(lengths: Lengths, cancelled: &dyn Fn(usize) -> bool) -> Vec<Option<Vec<u32>>> {
+    fn run(lengths: Lengths, watch: &Watch<'_>) -> Vec<Option<Vec<u32>>> {
         let options = GenerationOverrides::default();
         let config = GenerationConfig::new(&StoredGenerationConfig::default(), &options).unwrap();
         let mut decoder = Scripted::new(10, &[0], 3, counting);
@@ -120,34 +121,45 @@ mod tests {
             prompt: &[0],
             inputs: 3,
             end: END,
-            cancelled,
+            watch,
         };
         generate(&mut decoder, &request).unwrap()
     }
 
     #[test]
     fn rows_end_each_at_their_own_length() {
-        let results = run(Lengths { max: 20, min: 0 }, &|_| false);
+        let generated = [const { Cell::new(0) }; 3];
+        let watch = Watch {
+            generated: &|input: usize| generated[input].set(generated[input].get() + 1),
+            ..Watch::default()
+        };
+        let results = run(Lengths { max: 20, min: 0 }, &watch);
         assert_eq!(results[0].as_deref(), Some([0, 1, 2, END].as_slice()));
         assert_eq!(results[1].as_deref(), Some([0, 2, 3, 4, END].as_slice()));
         assert_eq!(results[2].as_deref(), Some([0, 3, 4, 5, 6, END].as_slice()));
+        assert_eq!(generated.map(Cell::into_inner), [3, 4, 5]);
     }
 
     #[test]
     fn lengths_bound_the_sequence() {
-        let results = run(Lengths { max: 3, min: 0 }, &|_| false);
+        let results = run(Lengths { max: 3, min: 0 }, &Watch::default());
         assert_eq!(results[2].as_deref(), Some([0, 3, 4].as_slice()));
-        let results = run(Lengths { max: 20, min: 6 }, &|_| false);
+        let results = run(Lengths { max: 20, min: 6 }, &Watch::default());
         assert!(results.iter().all(|r| r.as_ref().unwrap().len() >= 7));
     }
 
     #[test]
     fn a_cancelled_row_is_dropped_and_the_others_go_on() {
         let asked = Cell::new(0);
-        let results = run(Lengths { max: 20, min: 0 }, &|input| {
+        let cancelled = |input| {
             asked.set(asked.get() + 1);
             input == 1 && asked.get() > 3
-        });
+        };
+        let watch = Watch {
+            cancelled: &cancelled,
+            ..Watch::default()
+        };
+        let results = run(Lengths { max: 20, min: 0 }, &watch);
         assert!(results[1].is_none());
         assert_eq!(results[2].as_deref(), Some([0, 3, 4, 5, 6, END].as_slice()));
     }
@@ -167,7 +179,7 @@ mod tests {
             prompt: &[0],
             inputs: inputs.len(),
             end: END,
-            cancelled: &|_| false,
+            watch: &Watch::default(),
         };
         generate(&mut decoder, &request).unwrap()
     }

@@ -8,17 +8,16 @@ use tokenizers::Tokenizer;
 use crate::blip::VisionTower;
 use crate::captioner::{EncodedImages, EncodedStates, Prompt};
 use crate::checkpoint::{Checkpoint, TensorSpec};
-use crate::device::{Placement, compute};
+use crate::device::{Placement, compute_on};
 use crate::error::{ErrorKind, ModelError};
 use crate::files::{ModelDirectory, damaged};
-use crate::generation::{GenerationConfig, Request, generate};
 use crate::instructblip::causal::Beginning;
 use crate::instructblip::config::{InstructConfig, TextConfig};
 use crate::instructblip::language::{AnswerDecoder, LanguageModel};
 use crate::instructblip::qformer::QFormer;
 use crate::linear::Linear;
 use crate::projection::{ProjectionSpec, Projections};
-use crate::quantized::{FourBits, QuantizedWeights};
+use crate::quantized::{FourBits, QuantizedWeights, check_place};
 use crate::tokenizer;
 use crate::trace::Trace;
 
@@ -27,6 +26,10 @@ const PROJECTION: &str = "language_projection";
 /// What transformers' processor calls the token that stands for a vector of a
 /// picture.
 const IMAGE_TOKEN: &str = "<image>";
+
+/// Tokens of the longest instruction: memory and time of attention grow with their square.
+/// Those of the Q-Former do not bound them, to which a word of any length may be one token.
+const MAX_INSTRUCTION_TOKENS: usize = 1024;
 
 /// What follows from the configuration files, before any weight is read.
 #[derive(Debug)]
@@ -94,6 +97,7 @@ pub(crate) struct InstructCaptioner {
     qformer: QFormer,
     projection: Linear,
     language: LanguageModel,
+    place: Placement,
 }
 
 impl InstructCaptioner {
@@ -107,15 +111,8 @@ impl InstructCaptioner {
         let (asked, spoken) = (config.qformer.hidden_size, config.text.hidden());
         let seen = config.vision.hidden_size;
         let layers = plan.language_layers(checkpoint);
-        if four_bits.is_some() && !place.device.is_cpu() {
-            return Err(ModelError::new(
-                ErrorKind::NotSupported,
-                format!("4 bits are not supported on {}", place.device_name()),
-            )
-            .with_hint(
-                "Turn pg_sight.load_in_4bit off, which takes two bytes of the device's memory \
-                 for each parameter, or set pg_sight.device to \"cpu\".",
-            ));
+        if four_bits.is_some() {
+            check_place(place)?;
         }
         let quantized = four_bits
             .map(|options| QuantizedWeights::open(checkpoint, &layers, options))
@@ -132,6 +129,7 @@ impl InstructCaptioner {
             qformer: QFormer::read(&config.qformer, config.queries, seen, checkpoint, place)?,
             projection: Linear::read(checkpoint, PROJECTION, asked, spoken, place)?,
             language,
+            place: place.clone(),
             plan,
         })
     }
@@ -167,25 +165,22 @@ impl InstructCaptioner {
                 ))
                 .with_hint("Leave out special tokens: the model puts them where it needs them."));
         }
-        let read = config.queries + words.len();
-        check_length(read, config.text.positions(), "language model")?;
-        let mut ids = match &config.text {
+        check_length(words.len(), MAX_INSTRUCTION_TOKENS, "language model")?;
+        let ids = match &config.text {
             TextConfig::T5(t5) => vec![t5.begin],
-            TextConfig::Llama(_) => vec![image; config.queries],
+            TextConfig::Llama(llama) => {
+                let read = config.queries + words.len();
+                check_length(read, llama.positions(), "language model")?;
+                let mut ids = vec![image; config.queries];
+                ids.extend(&words);
+                ids
+            }
         };
-        if matches!(config.text, TextConfig::Llama(_)) {
-            ids.extend(&words);
-        }
         Ok(Prompt {
             ids,
             instruction: words,
             question,
         })
-    }
-
-    /// How many tokens of an answer are not part of its text.
-    pub(crate) fn unspoken(&self, prompt: &Prompt) -> usize {
-        prompt.ids.len()
     }
 
     /// Runs the vision tower over (pictures, 3, side, side).
@@ -198,7 +193,7 @@ impl InstructCaptioner {
             let states = EncodedStates::Keys(Vec::new());
             return Ok(EncodedImages { count: 0, states });
         };
-        let states = compute(|| self.vision.forward(pixels, trace))?;
+        let states = compute_on(&self.place.device, || self.vision.forward(pixels, trace))?;
         Ok(EncodedImages {
             count: pixels.dim(0)?,
             states: EncodedStates::Vision(states),
@@ -218,7 +213,7 @@ impl InstructCaptioner {
                 "pictures were encoded by a model of another kind",
             ));
         };
-        Ok(compute(|| {
+        Ok(compute_on(&self.place.device, || {
             let found = self.qformer.forward(
                 vision,
                 images.count,
@@ -231,24 +226,32 @@ impl InstructCaptioner {
         })?)
     }
 
-    /// The decoder for these pictures and `width` sequences of up to `positions`
-    /// tokens; `vectors` is what [`InstructCaptioner::ask`] gave.
-    fn decoder<'a>(
+    /// Tokens of the longest sequence.
+    pub(crate) fn positions(&self) -> usize {
+        self.plan.config.text.positions()
+    }
+
+    /// The token that ends an answer.
+    pub(crate) fn end(&self) -> u32 {
+        self.plan.config.text.end()
+    }
+
+    /// A decoder for sequences of up to `positions` tokens, up to `width` of them. A trace
+    /// gets what is computed before the decoder begins.
+    pub(crate) fn decoder<'a>(
         &'a self,
-        vectors: &'a Tensor,
-        pictures: usize,
+        images: &EncodedImages,
         prompt: &'a Prompt,
         width: usize,
         positions: usize,
-        trace: Option<&mut Trace>,
+        mut trace: Option<&mut Trace>,
     ) -> Result<AnswerDecoder<'a>, ModelError> {
         let beginning = Beginning {
-            vectors,
-            sequences: pictures,
+            vectors: self.ask(images, prompt, trace.as_deref_mut())?,
+            sequences: images.count,
             tokens: &prompt.instruction,
         };
-        let (language, text) = (&self.language, &self.plan.config.text);
-        AnswerDecoder::new(language, text, beginning, width, positions, trace)
+        AnswerDecoder::new(&self.language, beginning, width, positions, trace)
     }
 
     /// See [`Captioner::trace`](crate::Captioner::trace).
@@ -273,44 +276,15 @@ impl InstructCaptioner {
         }
         let mut trace = Trace::default();
         let images = self.encode(pixels, Some(&mut trace))?;
-        let vectors = self.ask(&images, prompt, Some(&mut trace))?;
-        let of_encoder = Some(&mut trace);
-        let mut decoder = self.decoder(&vectors, images.count, prompt, 1, positions, of_encoder)?;
-        let hidden = decoder.begin(Some(&mut trace))?;
-        trace.add("text.logits", &decoder.logits(&hidden)?);
+        let decoder = self.decoder(&images, prompt, 1, positions, Some(&mut trace))?;
+        let mut sequence = decoder.sequences;
+        let hidden = sequence.begin(Some(&mut trace))?;
+        trace.add("text.logits", &sequence.logits(&hidden)?);
         for id in answer {
-            let hidden = decoder.advance(&[*id], Some(&mut trace))?;
-            trace.add("text.logits", &decoder.logits(&hidden)?);
+            let hidden = sequence.advance(&[*id], Some(&mut trace))?;
+            trace.add("text.logits", &sequence.logits(&hidden)?);
         }
         Ok(trace.into_tensors()?)
-    }
-
-    /// The tokens of each answer, those of the prompt first; see
-    /// [`Captioner::generate`](crate::Captioner::generate).
-    pub(crate) fn generate(
-        &self,
-        images: &EncodedImages,
-        prompt: &Prompt,
-        config: &GenerationConfig,
-        cancelled: &dyn Fn(usize) -> bool,
-    ) -> Result<Vec<Option<Vec<u32>>>, ModelError> {
-        let text = &self.plan.config.text;
-        let lengths = config.lengths(prompt.ids.len(), text.positions())?;
-        if images.is_empty() {
-            return Ok(Vec::new());
-        }
-        let request = Request {
-            config,
-            lengths,
-            prompt: &prompt.ids,
-            inputs: images.count,
-            end: text.end(),
-            cancelled,
-        };
-        let vectors = self.ask(images, prompt, None)?;
-        let width = images.count * config.num_beams;
-        let mut decoder = self.decoder(&vectors, images.count, prompt, width, lengths.max, None)?;
-        generate(&mut decoder, &request)
     }
 }
 

@@ -1,11 +1,12 @@
 //! A Llama at work for one request: the cache that belongs to it, and where in it
 //! the tokens of each sequence are.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
-use crate::device::compute;
+use crate::device::compute_on;
 use crate::error::ModelError;
-use crate::generation::{Continuation, Decoder};
+use crate::generation::Continuation;
+use crate::instructblip::language::Sequences;
 use crate::instructblip::llama::{Llama, Run};
 use crate::kv_cache::TokenCache;
 use crate::ops::HistoryTable;
@@ -18,7 +19,7 @@ pub(super) const FIRST_TOKENS: usize = 32;
 /// tokens.
 pub(super) struct Beginning<'a> {
     /// (sequences * vectors, hidden): those of each sequence behind each other.
-    pub(super) vectors: &'a Tensor,
+    pub(super) vectors: Tensor,
     pub(super) sequences: usize,
     pub(super) tokens: &'a [u32],
 }
@@ -53,10 +54,9 @@ impl Beginning<'_> {
     }
 }
 
-pub(super) struct CausalDecoder<'a> {
+pub(super) struct CausalSequences<'a> {
     llama: &'a Llama,
     beginning: Beginning<'a>,
-    vocabulary: usize,
     cache: TokenCache,
     /// The next position to compute.
     position: usize,
@@ -64,11 +64,10 @@ pub(super) struct CausalDecoder<'a> {
     rows: Vec<Vec<u32>>,
 }
 
-impl<'a> CausalDecoder<'a> {
+impl<'a> CausalSequences<'a> {
     /// For sequences of up to `positions` tokens, up to `width` of them.
     pub(super) fn new(
         llama: &'a Llama,
-        vocabulary: usize,
         beginning: Beginning<'a>,
         width: usize,
         positions: usize,
@@ -82,49 +81,9 @@ impl<'a> CausalDecoder<'a> {
             cache: TokenCache::new(llama.cache(rows)?, rows, begun + further * width),
             llama,
             beginning,
-            vocabulary,
             position: 0,
             rows: Vec::new(),
         })
-    }
-
-    /// Computes the beginning of all sequences; the result is of its last tokens,
-    /// (sequences, hidden).
-    pub(super) fn begin(&mut self, trace: Option<&mut Trace>) -> Result<Tensor, ModelError> {
-        let (count, length) = (self.beginning.sequences, self.beginning.len()?);
-        let x = compute(|| self.beginning.embed(self.llama))?;
-        self.rows = vec![Vec::with_capacity(length); count];
-        let mut history = HistoryTable::default();
-        let mut positions = Vec::with_capacity(count * length);
-        for position in 0..length {
-            for (sequence, row) in self.rows.iter_mut().enumerate() {
-                row.push((position * count + sequence) as u32);
-                history.push(row.iter().copied());
-                positions.push(position as u32);
-            }
-        }
-        let first = self.cache.take(count * length, &mut [])?;
-        let hidden = self.run(x, &positions, first, &history, trace)?;
-        self.position = length;
-        Ok(hidden.narrow(0, (length - 1) * count, count)?)
-    }
-
-    /// Computes one token for each sequence; the result is (sequences, hidden).
-    pub(super) fn advance(
-        &mut self,
-        tokens: &[u32],
-        trace: Option<&mut Trace>,
-    ) -> Result<Tensor, ModelError> {
-        let first = self.cache.take(tokens.len(), &mut self.rows)?;
-        let mut history = HistoryTable::default();
-        for (index, row) in self.rows.iter_mut().enumerate() {
-            row.push((first + index) as u32);
-            history.push(row.iter().copied());
-        }
-        let positions = vec![self.position as u32; tokens.len()];
-        self.position += 1;
-        let x = self.llama.embed(tokens)?;
-        self.run(x, &positions, first, &history, trace)
     }
 
     fn run(
@@ -141,37 +100,53 @@ impl<'a> CausalDecoder<'a> {
             history,
         };
         let (llama, cache) = (self.llama, self.cache.layers());
-        Ok(compute(|| llama.forward(x, &run, cache, trace))?)
-    }
-
-    /// (sequences, vocabulary).
-    pub(super) fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(compute(|| self.llama.logits(hidden))?)
-    }
-
-    fn scores(&self, hidden: &Tensor) -> Result<Vec<f32>, ModelError> {
-        let logits = self.logits(hidden)?;
-        Ok(logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
+        Ok(compute_on(llama.device(), || {
+            llama.forward(x, &run, cache, trace)
+        })?)
     }
 }
 
-impl Decoder for CausalDecoder<'_> {
-    fn vocabulary(&self) -> usize {
-        self.vocabulary
+impl Sequences for CausalSequences<'_> {
+    fn begin(&mut self, trace: Option<&mut Trace>) -> Result<Tensor, ModelError> {
+        let (count, length) = (self.beginning.sequences, self.beginning.len()?);
+        let x = compute_on(self.llama.device(), || self.beginning.embed(self.llama))?;
+        self.rows = vec![Vec::with_capacity(length); count];
+        let mut history = HistoryTable::default();
+        let mut positions = Vec::with_capacity(count * length);
+        for position in 0..length {
+            for (sequence, row) in self.rows.iter_mut().enumerate() {
+                row.push((position * count + sequence) as u32);
+                history.push(row.iter().copied());
+                positions.push(position as u32);
+            }
+        }
+        let first = self.cache.take(count * length, &mut [])?;
+        let hidden = self.run(x, &positions, first, &history, trace)?;
+        self.position = length;
+        Ok(hidden.narrow(0, (length - 1) * count, count)?)
     }
 
-    fn prompt(&mut self) -> Result<Vec<f32>, ModelError> {
-        let hidden = self.begin(None)?;
-        self.scores(&hidden)
+    fn go_on(&mut self, rows: &[Continuation]) {
+        let parents = rows.iter().map(|row| row.parent);
+        self.rows = parents.map(|parent| self.rows[parent].clone()).collect();
     }
 
-    fn step(&mut self, rows: &[Continuation]) -> Result<Vec<f32>, ModelError> {
-        self.rows = rows
-            .iter()
-            .map(|row| self.rows[row.parent].clone())
-            .collect();
-        let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
-        let hidden = self.advance(&tokens, None)?;
-        self.scores(&hidden)
+    fn advance(&mut self, tokens: &[u32], trace: Option<&mut Trace>) -> Result<Tensor, ModelError> {
+        let first = self.cache.take(tokens.len(), &mut self.rows)?;
+        let mut history = HistoryTable::default();
+        for (index, row) in self.rows.iter_mut().enumerate() {
+            row.push((first + index) as u32);
+            history.push(row.iter().copied());
+        }
+        let positions = vec![self.position as u32; tokens.len()];
+        self.position += 1;
+        let x = self.llama.embed(tokens)?;
+        self.run(x, &positions, first, &history, trace)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(compute_on(self.llama.device(), || {
+            self.llama.logits(hidden)
+        })?)
     }
 }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::activation::Activation;
-use crate::bert::{check_heads, check_positive};
+use crate::bert::{check_heads, check_layers, check_positive};
 use crate::blip::VisionConfig;
 use crate::error::ModelError;
 use crate::files::{ModelDirectory, damaged, unsupported};
@@ -12,6 +12,9 @@ use crate::instructblip::llama_config::LlamaConfig;
 use crate::instructblip::t5_config::T5Config;
 
 pub(super) const FILE: &str = "config.json";
+/// Tokens of the longest answer of a T5. It knows distances only, and so has no limit of its
+/// own: this is as many as Vicuna has.
+const T5_POSITIONS: usize = 2048;
 
 /// What is used of `config.json`.
 #[derive(Debug)]
@@ -71,11 +74,11 @@ impl TextConfig {
         }
     }
 
-    /// Tokens of the longest sequence; T5, which knows distances only, has no limit.
+    /// Tokens of the longest sequence.
     pub(crate) fn positions(&self) -> usize {
         match self {
             Self::Llama(config) => config.positions(),
-            Self::T5(_) => usize::MAX,
+            Self::T5(_) => T5_POSITIONS,
         }
     }
 }
@@ -84,6 +87,18 @@ impl TextConfig {
 pub(super) fn parse_text<T: serde::de::DeserializeOwned>(text: Value) -> Result<T, ModelError> {
     serde_json::from_value(text)
         .map_err(|error| damaged(FILE, format!("Its text_config is wrong: {error}.")))
+}
+
+/// Checks that a number has room for the components of all heads, queries beside keys and
+/// values.
+pub(super) fn check_width(name: &str, head: usize, heads: usize) -> Result<(), ModelError> {
+    let all = heads
+        .checked_mul(head)
+        .and_then(|width| width.checked_mul(3));
+    all.map(drop).ok_or_else(|| {
+        let detail = format!("Its text_config.{name} {head} is too much for {heads} heads.");
+        damaged(FILE, detail)
+    })
 }
 
 /// The token that ends an answer: a number, or a list of one.
@@ -211,6 +226,8 @@ impl QFormerConfig {
     fn check(&self) -> Result<(), ModelError> {
         self.activation()?;
         check_heads(self.hidden_size, self.num_attention_heads, FILE)?;
+        let layers = "qformer_config.num_hidden_layers";
+        check_layers(layers, self.num_hidden_layers, FILE)?;
         check_positive(
             &[
                 ("qformer_config.vocab_size", self.vocab_size),
@@ -279,86 +296,119 @@ mod tests {
         assert_eq!((config.text.end(), config.text.hidden()), (1, 512));
     }
 
+    /// Reads files whose text_config and whose other parts are these, and expects an error
+    /// of this kind that has this name.
+    fn assert_refused(kind: ErrorKind, files: &[(&str, &str, &str)]) {
+        for (text, others, name) in files {
+            let json = format!(r#"{{"text_config": {{{text}}}{others}}}"#);
+            let error = read(&json).unwrap_err();
+            assert_eq!(error.kind, kind, "{json}");
+            let detail = error.detail.unwrap();
+            assert!(detail.contains(name), "{json}: {detail}");
+        }
+    }
+
+    const LLAMA: &str = r#""model_type": "llama""#;
+
+    /// A text_config of this kind with this key.
+    fn with(kind: &str, key: &str) -> String {
+        format!(r#""model_type": "{kind}", {key}"#)
+    }
+
     #[test]
     fn what_is_not_computed_is_refused_by_name() {
-        for (json, name) in [
-            (r#"{"text_config": {"model_type": "opt"}}"#, "\"opt\""),
-            (r#"{"text_config": {}}"#, "\"opt\""),
-            (
-                r#"{"text_config": {"model_type": "llama", "attention_bias": true}}"#,
-                "attention_bias",
-            ),
-            (
-                r#"{"text_config": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2}}}"#,
-                "linear",
-            ),
-            (
-                r#"{"text_config": {"model_type": "llama", "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}}}"#,
-                "yarn",
-            ),
-            (
-                r#"{"text_config": {"model_type": "llama", "eos_token_id": [1, 2]}}"#,
-                "eos_token_id",
-            ),
-            (
-                r#"{"text_config": {"model_type": "t5", "feed_forward_proj": "gated-mish"}}"#,
-                "\"mish\"",
-            ),
-            (
-                r#"{"text_config": {"model_type": "llama"}, "vision_config": {"qkv_bias": false}}"#,
-                "qkv_bias",
-            ),
-        ] {
-            let error = read(json).unwrap_err();
-            assert_eq!(error.kind, ErrorKind::NotSupported, "{json}");
-            assert!(error.detail.unwrap().contains(name), "{json}");
-        }
+        let llama = |key| with("llama", key);
+        assert_refused(
+            ErrorKind::NotSupported,
+            &[
+                ("", "", r#""opt""#),
+                (r#""model_type": "opt""#, "", r#""opt""#),
+                (
+                    LLAMA,
+                    r#", "vision_config": {"qkv_bias": false}"#,
+                    "qkv_bias",
+                ),
+                (&llama(r#""attention_bias": true"#), "", "attention_bias"),
+                (&llama(r#""eos_token_id": [1, 2]"#), "", "eos_token_id"),
+                (
+                    &llama(r#""rope_scaling": {"type": "linear", "factor": 2}"#),
+                    "",
+                    "linear",
+                ),
+                (
+                    &llama(r#""rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}"#),
+                    "",
+                    "yarn",
+                ),
+                (
+                    &with("t5", r#""feed_forward_proj": "gated-mish""#),
+                    "",
+                    r#""mish""#,
+                ),
+            ],
+        );
     }
 
     #[test]
     fn contradictions_are_named() {
-        for (json, name) in [
-            ("{}", "text_config"),
-            (
-                r#"{"text_config": {"model_type": "llama"}, "num_query_tokens": 0}"#,
-                "num_query_tokens",
-            ),
-            (
-                r#"{"text_config": {"model_type": "llama"}, "vision_config": {"image_size": 100}}"#,
-                "image_size",
-            ),
-            (
-                r#"{"text_config": {"model_type": "llama", "num_key_value_heads": 5}}"#,
-                "num_key_value_heads",
-            ),
-            (
-                r#"{"text_config": {"model_type": "llama", "head_dim": 7}}"#,
-                "head_dim",
-            ),
-            (
-                r#"{"text_config": {"model_type": "llama", "eos_token_id": 32000}}"#,
-                "eos_token_id",
-            ),
-            (
-                r#"{"text_config": {"model_type": "llama"}, "qformer_config": {"cross_attention_frequency": 0}}"#,
-                "cross_attention_frequency",
-            ),
-            (
-                r#"{"text_config": {"model_type": "t5", "relative_attention_max_distance": 16}}"#,
-                "relative_attention",
-            ),
-            (
-                r#"{"text_config": {"model_type": "t5", "decoder_start_token_id": 40000}}"#,
-                "decoder_start_token_id",
-            ),
-            (
-                r#"{"text_config": {"model_type": "llama", "hidden_size": "large"}}"#,
-                "text_config",
-            ),
-        ] {
-            let error = read(json).unwrap_err();
-            assert_eq!(error.kind, ErrorKind::ModelInvalid, "{json}");
-            assert!(error.detail.unwrap().contains(name), "{json}");
-        }
+        assert_eq!(read("{}").unwrap_err().kind, ErrorKind::ModelInvalid);
+        let (llama, t5) = (|key| with("llama", key), |key| with("t5", key));
+        assert_refused(
+            ErrorKind::ModelInvalid,
+            &[
+                (LLAMA, r#", "num_query_tokens": 0"#, "num_query_tokens"),
+                (
+                    LLAMA,
+                    r#", "vision_config": {"image_size": 100}"#,
+                    "image_size",
+                ),
+                (
+                    LLAMA,
+                    r#", "vision_config": {"num_hidden_layers": 10001}"#,
+                    "vision_config",
+                ),
+                (
+                    LLAMA,
+                    r#", "qformer_config": {"num_hidden_layers": 10001}"#,
+                    "qformer_config",
+                ),
+                (
+                    LLAMA,
+                    r#", "qformer_config": {"cross_attention_frequency": 0}"#,
+                    "frequency",
+                ),
+                (
+                    &llama(r#""num_key_value_heads": 5"#),
+                    "",
+                    "num_key_value_heads",
+                ),
+                (&llama(r#""head_dim": 7"#), "", "head_dim"),
+                (&llama(r#""head_dim": 1152921504606846976"#), "", "head_dim"),
+                (&llama(r#""eos_token_id": 32000"#), "", "eos_token_id"),
+                (&llama(r#""hidden_size": "large""#), "", "text_config"),
+                (
+                    &llama(r#""num_hidden_layers": 10001"#),
+                    "",
+                    "num_hidden_layers",
+                ),
+                (&t5(r#""d_kv": 4611686018427387904"#), "", "d_kv"),
+                (&t5(r#""num_layers": 10001"#), "", "num_layers"),
+                (
+                    &t5(r#""num_decoder_layers": 10001"#),
+                    "",
+                    "num_decoder_layers",
+                ),
+                (
+                    &t5(r#""relative_attention_max_distance": 16"#),
+                    "",
+                    "relative_attention",
+                ),
+                (
+                    &t5(r#""decoder_start_token_id": 40000"#),
+                    "",
+                    "decoder_start_token_id",
+                ),
+            ],
+        );
     }
 }

@@ -4,12 +4,12 @@ use candle_core::Tensor;
 
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::error::ModelError;
-use crate::generation::{Continuation, Decoder};
-use crate::instructblip::causal::{Beginning, CausalDecoder};
+use crate::generation::{Continuation, LogitsDecoder};
+use crate::instructblip::causal::{Beginning, CausalSequences};
 use crate::instructblip::config::TextConfig;
 use crate::instructblip::llama::Llama;
 use crate::instructblip::t5::T5;
-use crate::instructblip::t5_decoder::T5Decoder;
+use crate::instructblip::t5_decoder::T5Sequences;
 use crate::projection::{ProjectionSpec, Projections};
 use crate::trace::Trace;
 
@@ -44,10 +44,26 @@ impl LanguageModel {
     }
 }
 
+/// The sequences of one request, as a language model computes them.
+pub(super) trait Sequences {
+    /// Computes the beginning of all sequences; the result is of its last tokens,
+    /// (sequences, hidden).
+    fn begin(&mut self, trace: Option<&mut Trace>) -> Result<Tensor, ModelError>;
+
+    /// From now on there are these sequences; the tokens are not computed yet.
+    fn go_on(&mut self, rows: &[Continuation]);
+
+    /// Computes one token for each sequence; the result is (sequences, hidden).
+    fn advance(&mut self, tokens: &[u32], trace: Option<&mut Trace>) -> Result<Tensor, ModelError>;
+
+    /// (sequences, vocabulary).
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError>;
+}
+
 /// A decoder at work for one request.
-pub(super) enum AnswerDecoder<'a> {
-    Causal(CausalDecoder<'a>),
-    T5(T5Decoder<'a>),
+pub(crate) struct AnswerDecoder<'a> {
+    vocabulary: usize,
+    pub(super) sequences: Box<dyn Sequences + 'a>,
 }
 
 impl<'a> AnswerDecoder<'a> {
@@ -55,77 +71,42 @@ impl<'a> AnswerDecoder<'a> {
     /// the layers of an encoder, if there is one.
     pub(super) fn new(
         model: &'a LanguageModel,
-        config: &TextConfig,
         beginning: Beginning<'a>,
         width: usize,
         positions: usize,
         trace: Option<&mut Trace>,
     ) -> Result<Self, ModelError> {
-        let vocabulary = config.vocabulary();
-        match (model, config) {
-            (LanguageModel::Llama(llama), _) => {
-                CausalDecoder::new(llama, vocabulary, beginning, width, positions).map(Self::Causal)
+        let (vocabulary, sequences): (usize, Box<dyn Sequences + 'a>) = match model {
+            LanguageModel::Llama(llama) => {
+                let sequences = CausalSequences::new(llama, beginning, width, positions)?;
+                (llama.vocabulary(), Box::new(sequences))
             }
-            (LanguageModel::T5(t5), TextConfig::T5(config)) => {
-                let tokens = (vocabulary, config.begin);
-                T5Decoder::new(t5, tokens, &beginning, width, positions, trace).map(Self::T5)
+            LanguageModel::T5(t5) => {
+                let sequences = T5Sequences::new(t5, &beginning, width, positions, trace)?;
+                (t5.vocabulary(), Box::new(sequences))
             }
-            (LanguageModel::T5(_), TextConfig::Llama(_)) => Err(ModelError::new(
-                crate::ErrorKind::Internal,
-                "language model and configuration are of different kinds",
-            )),
-        }
-    }
-
-    /// Computes the beginning of all sequences; the result is of its last tokens,
-    /// (sequences, hidden).
-    pub(super) fn begin(&mut self, trace: Option<&mut Trace>) -> Result<Tensor, ModelError> {
-        match self {
-            Self::Causal(decoder) => decoder.begin(trace),
-            Self::T5(decoder) => decoder.begin(trace),
-        }
-    }
-
-    /// Computes one token for each sequence; the result is (sequences, hidden).
-    pub(super) fn advance(
-        &mut self,
-        tokens: &[u32],
-        trace: Option<&mut Trace>,
-    ) -> Result<Tensor, ModelError> {
-        match self {
-            Self::Causal(decoder) => decoder.advance(tokens, trace),
-            Self::T5(decoder) => decoder.advance(tokens, trace),
-        }
-    }
-
-    /// (sequences, vocabulary).
-    pub(super) fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
-        match self {
-            Self::Causal(decoder) => decoder.logits(hidden),
-            Self::T5(decoder) => decoder.logits(hidden),
-        }
+        };
+        Ok(Self {
+            vocabulary,
+            sequences,
+        })
     }
 }
 
-impl Decoder for AnswerDecoder<'_> {
+impl LogitsDecoder for AnswerDecoder<'_> {
     fn vocabulary(&self) -> usize {
-        match self {
-            Self::Causal(decoder) => decoder.vocabulary(),
-            Self::T5(decoder) => decoder.vocabulary(),
-        }
+        self.vocabulary
     }
 
-    fn prompt(&mut self) -> Result<Vec<f32>, ModelError> {
-        match self {
-            Self::Causal(decoder) => decoder.prompt(),
-            Self::T5(decoder) => decoder.prompt(),
-        }
+    fn prompt(&mut self) -> Result<Tensor, ModelError> {
+        let hidden = self.sequences.begin(None)?;
+        self.sequences.logits(&hidden)
     }
 
-    fn step(&mut self, rows: &[Continuation]) -> Result<Vec<f32>, ModelError> {
-        match self {
-            Self::Causal(decoder) => decoder.step(rows),
-            Self::T5(decoder) => decoder.step(rows),
-        }
+    fn step(&mut self, rows: &[Continuation]) -> Result<Tensor, ModelError> {
+        self.sequences.go_on(rows);
+        let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
+        let hidden = self.sequences.advance(&tokens, None)?;
+        self.sequences.logits(&hidden)
     }
 }

@@ -95,10 +95,18 @@ impl Llama {
             layers,
             norm: RmsNorm::read(&norm, config.epsilon(), checkpoint, place)?,
             output: source.read(&output_spec(config, checkpoint))?,
-            rotation: Rotation::new(config, place)?,
+            rotation: Rotation::new(config, place),
             place: place.clone(),
             config: config.clone(),
         })
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.place.device
+    }
+
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.config.vocabulary()
     }
 
     /// The word embeddings of tokens, (tokens, hidden).
@@ -246,12 +254,13 @@ fn spread(x: &Tensor, heads: usize) -> Result<Tensor> {
 }
 
 /// Rotary positions (Su et al. 2021): component i of a head and component i + size/2
-/// turn together by `position / theta^(2i / size)`.
+/// turn together by `position / theta^(2i / size)`. Turns are computed for the positions of
+/// a forward pass: a table of all would be as large as a configuration says.
 #[derive(Debug)]
 struct Rotation {
-    /// (positions, head size / 2) each.
-    cosines: Tensor,
-    sines: Tensor,
+    /// Of a turn in each position; half as many as a head has components.
+    frequencies: Vec<f32>,
+    place: Placement,
 }
 
 /// The rotation of some tokens, (tokens, head size / 2) each.
@@ -261,37 +270,34 @@ struct Turns {
 }
 
 impl Rotation {
-    fn new(config: &LlamaConfig, place: &Placement) -> Result<Self> {
-        let (half, positions) = (config.head_size() / 2, config.positions());
+    fn new(config: &LlamaConfig, place: &Placement) -> Self {
         let frequency = |pair: usize| {
             let exponent = 2.0 * pair as f64 / config.head_size() as f64;
             (1.0 / config.rope_theta().powf(exponent)) as f32
         };
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-        let angles = (0..positions).flat_map(|position| {
-            let position = position as f32;
-            frequencies
-                .iter()
-                .map(move |frequency| position * frequency)
-        });
-        let angles: Vec<f32> = angles.collect();
-        let table = |function: fn(f32) -> f32| {
-            let values: Vec<f32> = angles.iter().map(|angle| function(*angle)).collect();
-            Tensor::from_vec(values, (positions, half), &Device::Cpu)?
-                .to_dtype(place.dtype)?
-                .to_device(&place.device)
-        };
-        Ok(Self {
-            cosines: table(f32::cos)?,
-            sines: table(f32::sin)?,
-        })
+        Self {
+            frequencies: (0..config.head_size() / 2).map(frequency).collect(),
+            place: place.clone(),
+        }
     }
 
     fn of(&self, positions: &[u32]) -> Result<Turns> {
-        let positions = Tensor::new(positions, self.cosines.device())?;
+        let of_position = |position: &u32| {
+            let position = *position as f32;
+            let frequencies = self.frequencies.iter();
+            frequencies.map(move |frequency| position * frequency)
+        };
+        let angles: Vec<f32> = positions.iter().flat_map(of_position).collect();
+        let shape = (positions.len(), self.frequencies.len());
+        let table = |function: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().map(|angle| function(*angle)).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu)?
+                .to_dtype(self.place.dtype)?
+                .to_device(&self.place.device)
+        };
         Ok(Turns {
-            cosines: self.cosines.index_select(&positions, 0)?,
-            sines: self.sines.index_select(&positions, 0)?,
+            cosines: table(f32::cos)?,
+            sines: table(f32::sin)?,
         })
     }
 }

@@ -3,9 +3,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::{FILE, end_token, parse_text};
+use super::config::{FILE, check_width, end_token, parse_text};
 use crate::activation::Activation;
-use crate::bert::check_positive;
+use crate::bert::{check_layers, check_positive};
 use crate::error::ModelError;
 use crate::files::{damaged, unsupported};
 
@@ -137,6 +137,7 @@ impl LlamaConfig {
             ],
             FILE,
         )?;
+        check_layers("text_config.num_hidden_layers", self.layers(), FILE)?;
         if !self.heads().is_multiple_of(self.key_heads()) {
             return Err(damaged(
                 FILE,
@@ -154,6 +155,7 @@ impl LlamaConfig {
                 format!("Its head_dim {head} of text_config is not an even number."),
             ));
         }
+        check_width("head_dim", head, self.heads())?;
         if self.end as usize >= file.vocab_size {
             return Err(damaged(
                 FILE,

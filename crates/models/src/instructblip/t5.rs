@@ -3,7 +3,7 @@
 //! a head, and have a bias by how far key and query are apart, which the first layer
 //! has for all.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use crate::bert::distance_bucket;
 use crate::checkpoint::{Checkpoint, TensorSpec};
@@ -272,6 +272,19 @@ impl T5 {
             place: place.clone(),
             config: config.clone(),
         })
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.place.device
+    }
+
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
+    /// The token that every answer begins with.
+    pub(crate) fn begin(&self) -> u32 {
+        self.config.begin
     }
 
     /// The word embeddings of tokens, (tokens, hidden).

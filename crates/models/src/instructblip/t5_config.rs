@@ -3,9 +3,9 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::{FILE, end_token, parse_text};
+use super::config::{FILE, check_width, end_token, parse_text};
 use crate::activation::Activation;
-use crate::bert::check_positive;
+use crate::bert::{check_layers, check_positive};
 use crate::error::ModelError;
 use crate::files::damaged;
 
@@ -127,6 +127,9 @@ impl T5Config {
             ],
             FILE,
         )?;
+        check_layers("text_config.num_layers", self.encoder_layers, FILE)?;
+        check_layers("text_config.num_decoder_layers", self.decoder_layers, FILE)?;
+        check_width("d_kv", self.head_size, self.heads)?;
         // Half of the buckets of one direction are for single distances.
         if self.buckets < 4 || self.max_distance <= self.buckets / 2 {
             return Err(damaged(

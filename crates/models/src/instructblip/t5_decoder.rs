@@ -1,22 +1,20 @@
 //! A T5 at work for one request: the cache that belongs to it, and where in it the
 //! tokens of each sequence are.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
-use crate::device::compute;
+use crate::device::compute_on;
 use crate::error::ModelError;
-use crate::generation::{Continuation, Decoder};
+use crate::generation::Continuation;
 use crate::instructblip::causal::{Beginning, FIRST_TOKENS};
+use crate::instructblip::language::Sequences;
 use crate::instructblip::t5::{T5, T5Step};
 use crate::kv_cache::{KeysAndValues, TokenCache};
 use crate::ops::HistoryTable;
 use crate::trace::Trace;
 
-pub(super) struct T5Decoder<'a> {
+pub(super) struct T5Sequences<'a> {
     t5: &'a T5,
-    vocabulary: usize,
-    /// The token that every answer begins with.
-    begin: u32,
     /// What the encoder made of each input, in all layers of the decoder.
     encoded: Vec<KeysAndValues>,
     inputs: usize,
@@ -30,27 +28,24 @@ pub(super) struct T5Decoder<'a> {
     rows: Vec<Vec<u32>>,
 }
 
-impl<'a> T5Decoder<'a> {
+impl<'a> T5Sequences<'a> {
     /// Runs the encoder over what the inputs begin with. For sequences of up to
     /// `positions` tokens, up to `width` of them.
     pub(super) fn new(
         t5: &'a T5,
-        (vocabulary, begin): (usize, u32),
         beginning: &Beginning<'_>,
         width: usize,
         positions: usize,
         trace: Option<&mut Trace>,
     ) -> Result<Self, ModelError> {
         let (inputs, length) = (beginning.sequences, beginning.len()?);
-        let encoded = compute(|| {
+        let encoded = compute_on(t5.device(), || {
             let words = t5.embed(beginning.tokens)?;
             t5.encode(beginning.embed_by_sequence(&words)?, inputs, trace)
         })?;
         let rows = positions.min(FIRST_TOKENS) * width;
         Ok(Self {
             t5,
-            vocabulary,
-            begin,
             encoded,
             inputs,
             length,
@@ -60,18 +55,21 @@ impl<'a> T5Decoder<'a> {
             rows: vec![Vec::new(); inputs],
         })
     }
+}
 
-    /// Computes the token that answers begin with; the result is (inputs, hidden).
-    pub(super) fn begin(&mut self, trace: Option<&mut Trace>) -> Result<Tensor, ModelError> {
-        self.advance(&vec![self.begin; self.inputs], trace)
+impl Sequences for T5Sequences<'_> {
+    /// Computes the token that answers begin with.
+    fn begin(&mut self, trace: Option<&mut Trace>) -> Result<Tensor, ModelError> {
+        self.advance(&vec![self.t5.begin(); self.inputs], trace)
     }
 
-    /// Computes one token for each sequence; the result is (sequences, hidden).
-    pub(super) fn advance(
-        &mut self,
-        tokens: &[u32],
-        trace: Option<&mut Trace>,
-    ) -> Result<Tensor, ModelError> {
+    fn go_on(&mut self, rows: &[Continuation]) {
+        let parents = || rows.iter().map(|row| row.parent);
+        self.sources = parents().map(|parent| self.sources[parent]).collect();
+        self.rows = parents().map(|parent| self.rows[parent].clone()).collect();
+    }
+
+    fn advance(&mut self, tokens: &[u32], trace: Option<&mut Trace>) -> Result<Tensor, ModelError> {
         let first = self.cache.take(tokens.len(), &mut self.rows)?;
         let mut encoded = HistoryTable::default();
         for (index, (row, source)) in self.rows.iter_mut().zip(&self.sources).enumerate() {
@@ -89,36 +87,12 @@ impl<'a> T5Decoder<'a> {
         };
         self.position += 1;
         let (t5, cache) = (self.t5, self.cache.layers());
-        Ok(compute(|| t5.step(&step, cache, &self.encoded, trace))?)
+        Ok(compute_on(t5.device(), || {
+            t5.step(&step, cache, &self.encoded, trace)
+        })?)
     }
 
-    /// (sequences, vocabulary).
-    pub(super) fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(compute(|| self.t5.logits(hidden))?)
-    }
-
-    fn scores(&self, hidden: &Tensor) -> Result<Vec<f32>, ModelError> {
-        let logits = self.logits(hidden)?;
-        Ok(logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
-    }
-}
-
-impl Decoder for T5Decoder<'_> {
-    fn vocabulary(&self) -> usize {
-        self.vocabulary
-    }
-
-    fn prompt(&mut self) -> Result<Vec<f32>, ModelError> {
-        let hidden = self.begin(None)?;
-        self.scores(&hidden)
-    }
-
-    fn step(&mut self, rows: &[Continuation]) -> Result<Vec<f32>, ModelError> {
-        let parents = || rows.iter().map(|row| row.parent);
-        self.sources = parents().map(|parent| self.sources[parent]).collect();
-        self.rows = parents().map(|parent| self.rows[parent].clone()).collect();
-        let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
-        let hidden = self.advance(&tokens, None)?;
-        self.scores(&hidden)
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(compute_on(self.t5.device(), || self.t5.logits(hidden))?)
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,24 +18,54 @@ pub(super) const UNFINISHED_NAME: &str = ".pg_sight-4bit.safetensors.tmp";
 const VERSION: &str = "1";
 /// Longest header that is read.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// How often a file is locked that loses its name meanwhile.
+const LOCK_ATTEMPTS: usize = 10;
 
-/// The file that is about to be written, which only one process has at a time.
+/// The file that is about to be written, which only one process has at a time. Links are
+/// not followed: what they lead to is not ours to write.
+///
+/// Errors: [`io::ErrorKind::WouldBlock`] where another process has it.
 pub(super) fn lock_unfinished(folder: &Path) -> io::Result<File> {
     let path = folder.join(UNFINISHED_NAME);
     let mut options = OpenOptions::new();
-    let file = options
+    options
         .write(true)
         .create(true)
         .truncate(false)
-        .open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(io::Error::new(
-            io::ErrorKind::WouldBlock,
-            "another process writes it",
-        )),
-        Err(fs::TryLockError::Error(error)) => Err(error),
+        // The latter, so that a pipe without a reader is an error at once.
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    for _ in 0..LOCK_ATTEMPTS {
+        let file = options.open(&path)?;
+        match file.try_lock() {
+            Ok(()) if is_at(&file, &path)? => return Ok(file),
+            // Another process has just finished with it.
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => break,
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+        }
     }
+    Err(io::Error::new(
+        io::ErrorKind::WouldBlock,
+        "another process writes it",
+    ))
+}
+
+/// Whether an open file is the one that has this name now.
+///
+/// Errors: what has the name is no regular file.
+pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let named = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        named => named?,
+    };
+    if !named.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "there is no regular file of its temporary name",
+        ));
+    }
+    let open = file.metadata()?;
+    Ok((open.dev(), open.ino()) == (named.dev(), named.ino()))
 }
 
 /// Writes all layers under a temporary name, and gives the file its own when it is

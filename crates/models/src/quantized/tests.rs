@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use super::file::UNFINISHED_NAME;
+use super::file::{UNFINISHED_NAME, is_at};
 use super::*;
 use crate::checkpoint::TensorSpec;
 use crate::files::ModelDirectory;
@@ -187,6 +187,35 @@ fn a_flipped_bit_of_a_layer_is_found_by_its_checksum() {
 }
 
 #[test]
+fn a_file_is_not_used_after_the_first_damage() {
+    let model = Model::new();
+    let (expected, _) = model.load();
+    let mut bytes = fs::read(model.file()).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[header..].iter_mut().for_each(|byte| *byte ^= 1);
+    fs::write(model.file(), &bytes).unwrap();
+    let (products, log) = model.load();
+    assert_eq!(host(&products), host(&expected));
+    assert_eq!(log.len(), 1, "both layers are damaged: {log:?}");
+}
+
+#[test]
+fn weights_that_are_replaced_while_they_are_read_are_quantized_anew() {
+    let model = Model::new();
+    let directory = ModelDirectory::open(model.folder.path()).unwrap();
+    let checkpoint = Checkpoint::open(&directory).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    model.write_weights(1000);
+    let options = FourBits {
+        folders: Vec::new(),
+        log: &|_| {},
+    };
+    QuantizedWeights::open(&checkpoint, &layers(), &options).unwrap();
+    let (_, log) = model.load();
+    assert!(log[0].contains("other weights"), "{log:?}");
+}
+
+#[test]
 fn other_weights_are_quantized_anew() {
     let model = Model::new();
     let (first, _) = model.load();
@@ -225,13 +254,52 @@ fn where_a_folder_takes_no_file_the_next_one_does() {
 fn a_file_that_another_process_writes_is_left_alone() {
     let model = Model::new();
     let writing = lock_unfinished(model.folder.path()).unwrap();
-    let (products, log) = model.load();
+    // No other folder gets a copy: that one would be an orphan.
+    let other = tempfile::tempdir().unwrap();
+    let (products, log) = model.load_with(&[other.path().to_owned()]);
     assert!(products[0].is_some());
+    assert_eq!(log.len(), 1, "{log:?}");
     assert!(log[0].contains("another process"), "{log:?}");
     assert!(model.folder.path().join(UNFINISHED_NAME).exists());
+    assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
     drop(writing);
     model.load();
     assert!(model.file().exists());
+}
+
+#[test]
+fn what_a_link_of_the_temporary_name_leads_to_stays_as_it_is() {
+    let model = Model::new();
+    let other = tempfile::tempdir().unwrap();
+    let (target, absent) = (other.path().join("target"), other.path().join("absent"));
+    fs::write(&target, "precious").unwrap();
+    let link = model.folder.path().join(UNFINISHED_NAME);
+    for path in [&target, &absent] {
+        std::os::unix::fs::symlink(path, &link).unwrap();
+        let (products, log) = model.load();
+        assert!(products[0].is_some());
+        assert!(log[0].contains("cannot be kept"), "{log:?}");
+        assert!(!model.file().exists() && link.is_symlink());
+        fs::remove_file(&link).unwrap();
+    }
+    assert_eq!(fs::read(&target).unwrap(), b"precious");
+    assert!(!absent.exists());
+}
+
+#[test]
+fn a_locked_file_is_known_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(UNFINISHED_NAME);
+    let file = lock_unfinished(folder.path()).unwrap();
+    assert!(is_at(&file, &path).unwrap());
+    // As another process does that has finished with it.
+    fs::rename(&path, folder.path().join(FILE_NAME)).unwrap();
+    assert!(!is_at(&file, &path).unwrap());
+    let next = lock_unfinished(folder.path()).unwrap();
+    assert!(is_at(&next, &path).unwrap() && !is_at(&file, &path).unwrap());
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(is_at(&next, &path).is_err());
 }
 
 #[test]

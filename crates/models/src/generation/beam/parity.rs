@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::super::testing::Scripted;
 use super::*;
 use crate::generation::{
-    EarlyStopping, GenerationConfig, GenerationOverrides, StoredGenerationConfig, generate,
+    EarlyStopping, GenerationConfig, GenerationOverrides, StoredGenerationConfig, Watch, generate,
 };
 
 const END: u32 = 0;
@@ -84,7 +84,7 @@ fn answer(case: &Case, first: u32, options: &GenerationOverrides) -> Vec<u32> {
         prompt: &[first],
         inputs: 1,
         end: END,
-        cancelled: &|_| false,
+        watch: &Watch::default(),
     };
     let mut sequence = generate(&mut decoder, &request).unwrap().remove(0).unwrap();
     sequence.remove(0);

@@ -1,9 +1,11 @@
 //! Searches whose results are known.
 
+use std::cell::Cell;
+
 use super::super::testing::Scripted;
 use super::*;
 use crate::generation::{
-    GenerationConfig, GenerationOverrides, Lengths, StoredGenerationConfig, generate,
+    GenerationConfig, GenerationOverrides, Lengths, StoredGenerationConfig, Watch, generate,
 };
 
 const END: u32 = 0;
@@ -11,7 +13,7 @@ const END: u32 = 0;
 fn run(
     options: &GenerationOverrides,
     scores: impl Fn(usize, &[u32]) -> Vec<f32>,
-    cancelled: &dyn Fn(usize) -> bool,
+    watch: &Watch<'_>,
 ) -> Vec<Option<Vec<u32>>> {
     let config = GenerationConfig::new(&StoredGenerationConfig::default(), options).unwrap();
     let mut decoder = Scripted::new(8, &[7], 2, scores);
@@ -21,7 +23,7 @@ fn run(
         prompt: &[7],
         inputs: 2,
         end: END,
-        cancelled,
+        watch,
     };
     generate(&mut decoder, &request).unwrap()
 }
@@ -55,9 +57,9 @@ fn beams(num_beams: u32) -> GenerationOverrides {
 
 #[test]
 fn beams_find_what_greedy_search_misses() {
-    let greedy = run(&beams(1), garden_path, &|_| false);
+    let greedy = run(&beams(1), garden_path, &Watch::default());
     assert_eq!(greedy[0].as_deref(), Some([7, 1, 3, END].as_slice()));
-    let found = run(&beams(2), garden_path, &|_| false);
+    let found = run(&beams(2), garden_path, &Watch::default());
     assert_eq!(found[0].as_deref(), Some([7, 2, 5, END].as_slice()));
     assert_eq!(found[0], found[1]);
 }
@@ -73,17 +75,23 @@ fn the_length_penalty_chooses_between_lengths() {
         length_penalty: Some(length_penalty),
         ..beams(2)
     };
-    let short = run(&with(0.0), short_or_long, &|_| false);
+    let short = run(&with(0.0), short_or_long, &Watch::default());
     assert_eq!(short[0].as_deref(), Some([7, END].as_slice()));
-    let long = run(&with(1.0), short_or_long, &|_| false);
+    let long = run(&with(1.0), short_or_long, &Watch::default());
     assert_eq!(long[0].as_deref(), Some([7, 1, 2, END].as_slice()));
 }
 
 #[test]
 fn a_cancelled_input_is_dropped_and_the_other_goes_on() {
-    let results = run(&beams(3), garden_path, &|input| input == 0);
+    let generated = [const { Cell::new(0) }; 2];
+    let watch = Watch {
+        cancelled: &|input| input == 0,
+        generated: &|input: usize| generated[input].set(generated[input].get() + 1),
+    };
+    let results = run(&beams(3), garden_path, &watch);
     assert!(results[0].is_none());
     assert_eq!(results[1].as_deref(), Some([7, 2, 5, END].as_slice()));
+    assert_eq!(generated.map(Cell::into_inner), [1, 3]);
 }
 
 #[test]
@@ -96,7 +104,7 @@ fn more_beams_than_the_vocabulary_allows_are_invalid() {
         prompt: &[7],
         inputs: 1,
         end: END,
-        cancelled: &|_| false,
+        watch: &Watch::default(),
     };
     let error = generate(&mut decoder, &request).unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidOption);
