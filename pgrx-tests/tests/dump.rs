@@ -62,9 +62,9 @@ fn nearest(client: &mut Client, by_index: bool) -> Vec<Vec<i32>> {
 fn a_restored_database_is_as_it_was() {
     let source = Cluster::start(&[]);
     let mut client = source.client();
-    client
-        .batch_execute("CREATE ROLE analyst; CREATE DATABASE shop")
-        .unwrap();
+    for statement in ["CREATE ROLE analyst", "CREATE DATABASE shop"] {
+        client.batch_execute(statement).unwrap();
+    }
     let mut client = source.client_of("postgres", "shop");
     client
         .batch_execute("CREATE EXTENSION pg_sight CASCADE")
