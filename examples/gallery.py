@@ -13,6 +13,7 @@ import argparse
 import os
 import socket
 import sys
+import tempfile
 from contextlib import suppress
 
 # Before Gradio is imported, which reports its use and looks for versions otherwise.
@@ -63,14 +64,16 @@ def main():
         found = catalog.read(connection, args)
     listener = socket.create_server((args.host, args.port))
     host, port = listener.getsockname()[:2]
-    database = Database(args.dsn, args.connections, args.timeout)
-    try:
+    # Uploaded pictures are nobody else's, and are gone when the program ends.
+    with (
+        tempfile.TemporaryDirectory(prefix="gallery-") as uploads,
+        Database(args.dsn, args.connections, args.timeout) as database,
+    ):
+        os.environ["GRADIO_TEMP_DIR"] = uploads
         app = server.make(found, database, args)
         print(f"Gallery: http://{host}:{port}", flush=True)
         with suppress(KeyboardInterrupt):
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
-    finally:
-        database.close()
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ WITH found AS MATERIALIZED (
     ORDER BY desc_vec <#> embed($1)
     LIMIT 10
 )
-SELECT id, description, price FROM found ORDER BY distance + 0, id;
+SELECT id, description, price FROM found ORDER BY distance + 0;
 
 EXECUTE affordable('red striped sneakers', 60);
 EXPLAIN (COSTS OFF) EXECUTE affordable('red striped sneakers', 60);

@@ -58,7 +58,10 @@ class Database:
         ]:
             connection.execute("SELECT set_config(%s, %s, false)", [name, value])
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self._pool.close()
 
     def fetch(self, statement, parameters=None):

@@ -116,8 +116,9 @@ class Gallery:
             [self.text.submit, self.button.click], self.search, [self.text, *settings], shown,
             trigger_mode="always_last", **options,
         )  # fmt: skip
+        # A slider that is drawn changes often: what is asked last counts.
         gr.on(
-            [self.mode.change, *(self._changed(one) for one in self.filters)], self.refine,
+            [self.mode.change, *(one.change for one in self.filters)], self.refine,
             settings, shown, trigger_mode="always_last", **options,
         )  # fmt: skip
         self.further.click(self.show_more, settings, shown, **options)
@@ -127,11 +128,6 @@ class Gallery:
         self.results.more(self.more_like, settings, [self.text, *shown], **options)
         self.headline.clear(self.clear, settings, [self.text, *shown], **options)
         self.examples.example(self.example, settings, [self.text, *shown], **options)
-
-    @staticmethod
-    def _changed(component):
-        # A slider that is drawn changes at every step, and is released once.
-        return component.release if isinstance(component, gr.Slider) else component.change
 
     # What follows runs for a person's action. `state` is (request, about); mode
     # and filters are as the page has them now.

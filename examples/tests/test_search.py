@@ -196,7 +196,7 @@ class SearchTest(DatabaseTest):
         self.assertGreaterEqual(self.recall(answers, truths), 0.95)
         self.assertIn("Index Scan using product_sneaker_idx", self.plan("sneakers", "red striped"))
 
-    def test_plain_search_has_its_recall_after_calibration(self):
+    def test_plain_search_has_its_recall(self):
         statement = "SELECT id FROM product ORDER BY desc_vec <#> embed(%s) LIMIT 10"
         answers = [
             [key for (key,) in self.connection.execute(statement, [query]).fetchall()]
