@@ -169,6 +169,8 @@ def filters(connection, table, types, args):
     names = args.filter or [name for name in types if name not in own]
     found = []
     for name in names:
+        if name in own:
+            raise CatalogError(f'column "{name}" cannot be a filter')
         if args.filter:
             require(types, name, TEXTS | NUMBERS, table)
         one = filter_of(connection, table, name, types[name])

@@ -1,6 +1,7 @@
 """The page's own HTML: cards, the line above them, errors. All text of the database is escaped."""
 
 import base64
+import hashlib
 from decimal import Decimal
 from html import escape
 from urllib.parse import quote
@@ -11,7 +12,11 @@ def cards(catalog, rows):
     if not rows:
         return '<div class="note"><b>Nothing found</b><p>No picture passes all filters.</p></div>'
     best = max((row[-1] for row in rows if row[-1] is not None), default=None)
-    return f'<div class="cards">{"".join(card(catalog, row, best) for row in rows)}</div>'
+    # Gradio changes what is there into what comes, piece by piece, and a picture stays until the next
+    # is loaded: under another one's caption. An element of another name is made anew.
+    name = f"cards-{hashlib.sha256(repr([row[0] for row in rows]).encode()).hexdigest()[:12]}"
+    inner = "".join(card(catalog, row, best) for row in rows)
+    return f'<{name} class="cards">{inner}</{name}>'
 
 
 def card(catalog, row, best):
@@ -58,7 +63,7 @@ def headline(catalog, request, answer, about=""):
         title = f"Nearest to <q>{escape(request.text)}</q>"
     used = "".join(f"<code>{escape(name)}</code>" for name in answer.indexes) or "no index"
     return (
-        f'<div class="headline"><div class="title">{title}</div><div class="figures">'
+        f'<div class="headline" data-ms="{answer.milliseconds:.6f}"><div class="title">{title}</div><div class="figures">'
         f'<span>{pictures}</span><span class="latency"><b>{answer.milliseconds:.1f} ms</b>'
         f" in PostgreSQL</span><span>{used}</span></div></div>"
     )

@@ -71,8 +71,8 @@ class Gallery:
         self.examples = gr.HTML(markup.examples(examples), js_on_load=CLICKS)
         with gr.Row(elem_id="filters"):
             self.mode = gr.Radio(
-                [("Meaning", statements.VECTOR), ("Hybrid: meaning and words", statements.HYBRID)],
-                value=statements.VECTOR, label="Search by", min_width=340, elem_id="mode",
+                [("Meaning", statements.VECTOR), ("Meaning and words", statements.HYBRID)],
+                value=statements.VECTOR, label="Search by", min_width=290, elem_id="mode",
             )  # fmt: skip
             self.filters = [self._filter(one) for one in self.catalog.filters]
         with gr.Row(elem_id="main"):

@@ -127,9 +127,9 @@ WITH nearest AS (
     ORDER BY score DESC, {id}
     LIMIT {limit}
 )
-SELECT {columns}, score
+SELECT {columns}, fused.score
 FROM fused JOIN {table} USING ({id})
-ORDER BY score DESC, {id}""",
+ORDER BY fused.score DESC, {id}""",
         columns=columns(catalog),
         distance=distance(catalog, source),
         where=clause(where, indent=10),

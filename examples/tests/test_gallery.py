@@ -188,6 +188,7 @@ class GalleryTest(DatabaseTest):
         # Those of the same description come first, and then what is like it.
         self.assertIn("sneaker", cards[0].caption)
         self.assert_searched(cards)
+        self.assertEqual(self.browser.broken_pictures(), [])
         self.screenshot("more-like-this")
         self.assertIn("Newest", self.browser.back())
 
@@ -202,6 +203,7 @@ class GalleryTest(DatabaseTest):
         self.assertIn(described, self.browser.headline())
         self.assertIn("mug", cards[0].caption)
         self.assert_searched(cards)
+        self.assertEqual(self.browser.broken_pictures(), [])
         self.screenshot("uploaded")
 
     def test_what_is_no_picture_is_refused_in_words(self):
@@ -251,7 +253,7 @@ class GalleryTest(DatabaseTest):
             )
 
     def test_descriptions_are_no_markup(self):
-        text = "<img src=x onerror=\"document.title='bad'\"> red sneakers <b>&amp;"
+        text = "<img src=x onerror=\"document.title='bad'\"> red sneakers <b>&amp; ${7*7} {{value}}"
         with self.connect() as connection:
             ((key,),) = connection.execute(
                 "INSERT INTO product (description) VALUES (%s) RETURNING id", [text]
@@ -267,6 +269,7 @@ class GalleryTest(DatabaseTest):
         for text in ["it's", "'; DROP TABLE product; --", "100% {wool} \\ \\'", "$1 %s ${x} {0} \""]:
             with self.subTest(text):
                 self.assert_searched(self.browser.search(text))
+                self.assertIn(text, self.browser.headline())
 
     def test_dark_and_narrow(self):
         self.browser.open(f"{self.gallery.address}/?__theme=dark")
