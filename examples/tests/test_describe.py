@@ -16,14 +16,15 @@ from support import EXAMPLES, REPO, drawn
 from loading.table import Picture, Table
 
 PROMPTS = ["describe this image in full detail", "create an extensive description of this image"]
-# The demo's captioner has 128 positions; all else is the pipeline's.
-OPTIONS = {
+PIPELINE = {
     "num_beams": 10,
-    "max_length": 128,
+    "max_length": 512,
     "min_length": 16,
     "repetition_penalty": 1.5,
     "do_sample": False,
 }
+# The demo's captioner has 128 positions.
+OPTIONS = {**PIPELINE, "max_length": 128}
 OPTIONS_TEXT = json.dumps(OPTIONS)
 
 
@@ -69,6 +70,25 @@ class Describing(DescribeTest):
         self.assertEqual(self.rows("description"), self.query(one, [PROMPTS, Jsonb(OPTIONS)]))
         distances = self.rows("desc_vec <=> embed(description)")
         self.assertLess(max(distance for (distance,) in distances), 1e-5)
+
+    def test_by_itself_it_does_what_the_pipeline_did(self):
+        """InstructBLIP, and no setting but the model's name."""
+        self.insert(3)
+        fixture = REPO / "crates" / "models" / "tests" / "fixtures" / "instructblip" / "t"
+        folder = self.cluster.copy_model(fixture, "instructblip")
+        self.query("SELECT sight_model_register('instructblip', %s)", [str(folder)])
+        done = subprocess.run(self.script("model=instructblip"), capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        one = (
+            "SELECT blip_describe(image, %s::text[], 'instructblip', %s) FROM picture ORDER BY id"
+        )
+        expected = self.query(one, [PROMPTS, Jsonb(PIPELINE)])
+        self.assertEqual(self.rows("description"), expected)
+        # Each of the options counts: the answers differ without it.
+        for option in PIPELINE.keys() - {"do_sample", "max_length"}:
+            others = {name: value for name, value in PIPELINE.items() if name != option}
+            with self.subTest(option):
+                self.assertNotEqual(self.query(one, [PROMPTS, Jsonb(others)]), expected)
 
     def test_what_is_there_stays(self):
         self.insert(4)
