@@ -26,16 +26,21 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import psycopg
+from tqdm import tqdm
+
 from loading.check import check
 from loading.source import SourceError, Unreadable
 from loading.table import Picture, Table, TableError
-from tqdm import tqdm
 
-# One transaction takes at most so many pictures, and ends when it has so many bytes.
+# One transaction takes at most so many pictures; fewer where a trigger describes each of them.
 BATCH_ROWS = 500
+BATCH_ROWS_TRIGGER = 16
+# It ends when it has so many bytes.
 BATCH_BYTES = 32 << 20
-# Of those that are read ahead.
+# Those that read ahead.
 THREADS = 8
+# Candidates are looked up in the table by so many.
+GROUP = 500
 # Of unreadable pictures so many are listed; the others are counted.
 LISTED = 1000
 
@@ -64,8 +69,9 @@ class Loader:
     At any time it holds a batch and the pictures that are read ahead, two for each thread.
     """
 
-    def __init__(self, table, headers_only=False):
+    def __init__(self, table, batch_rows=BATCH_ROWS, headers_only=False):
         self.table = table
+        self.batch_rows = batch_rows
         self.limits = table.limits()
         self.headers_only = headers_only
         self.tally = Tally()
@@ -94,7 +100,7 @@ class Loader:
                 continue
             batch.append(picture)
             held += len(picture.image)
-            if len(batch) >= BATCH_ROWS or held >= BATCH_BYTES:
+            if len(batch) >= self.batch_rows or held >= BATCH_BYTES:
                 self._add(batch, bar)
                 batch, held = [], 0
         self._add(batch, bar)
@@ -102,7 +108,7 @@ class Loader:
     def _unknown(self, source, candidates, bar):
         """Those that must be read: whose content is not known to be there."""
         candidates = iter(candidates)
-        while group := list(islice(candidates, BATCH_ROWS)):
+        while group := list(islice(candidates, GROUP)):
             known = self.table.known(source.name, group)
             for candidate in group:
                 if candidate.name in known:
@@ -191,29 +197,52 @@ def parse(arguments):
     """The command line."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--dsn", default="", help="connection string of libpq")
-    common.add_argument("--table", default="picture", help="created where it is not there (picture)")
-    common.add_argument("--dimensions", type=int, help="of the vectors, where embed() has no model yet")
+    common.add_argument(
+        "--table", default="picture", help="created where it is not there (picture)"
+    )
+    common.add_argument(
+        "--dimensions", type=positive, help="of the vectors, where embed() has no model yet"
+    )
     common.add_argument("--trigger", action="store_true", help="describe and embed while loading")
-    common.add_argument("--headers-only", action="store_true", help="check pictures by their headers")
-    common.add_argument("--limit", type=int, help="take the first so many pictures of each source")
+    common.add_argument(
+        "--headers-only", action="store_true", help="check pictures by their headers"
+    )
+    common.add_argument(
+        "--batch", type=positive, help="pictures in one transaction (500, with --trigger 16)"
+    )
+    common.add_argument(
+        "--limit", type=positive, help="take the first so many pictures of each source"
+    )
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
     folder = kinds.add_parser("folder", parents=[common], help="a folder and the folders in it")
     folder.add_argument("folder")
-    dataset = kinds.add_parser("dataset", parents=[common], help="a data set of Hugging Face's library")
+    dataset = kinds.add_parser(
+        "dataset", parents=[common], help="a data set of Hugging Face's library"
+    )
     dataset.add_argument("path", help="owner/name on the hub, or a local folder")
     dataset.add_argument("--config")
     dataset.add_argument("--split", help="one split; without it all")
     dataset.add_argument("--revision", help="branch, tag or commit on the hub")
     dataset.add_argument("--column", help="of the pictures, where there are several")
-    preset = kinds.add_parser("preset", parents=[common], help="parts of known data sets of the hub")
+    preset = kinds.add_parser(
+        "preset", parents=[common], help="parts of known data sets of the hub"
+    )
     preset.add_argument("names", nargs="*", help="without a name all of them")
     s3 = kinds.add_parser("s3", parents=[common], help="objects in S3 or a store like it")
     s3.add_argument("url", help="s3://bucket/prefix")
     s3.add_argument("--endpoint-url", help="of the store; else AWS_ENDPOINT_URL, or Amazon")
     return parser.parse_args(arguments)
+
+
+def positive(text):
+    """A whole number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
 def report(tally):
@@ -240,7 +269,8 @@ def main(arguments=None):
         with psycopg.connect(args.dsn, autocommit=True) as connection:
             table = Table(connection, args.table)
             table.prepare(args.dimensions, args.trigger)
-            loader = Loader(table, args.headers_only)
+            batch_rows = args.batch or (BATCH_ROWS_TRIGGER if args.trigger else BATCH_ROWS)
+            loader = Loader(table, batch_rows, args.headers_only)
             for source in sources(args):
                 loader.load(source, args.limit)
     except KeyboardInterrupt:

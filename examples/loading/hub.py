@@ -44,7 +44,9 @@ class DatasetSource(Source):
         self.name = name
         self.column = column or picture_column(rows.features)
         if self.column not in rows.features:
-            raise SourceError(f"{name} has no column {self.column}, only {', '.join(rows.features)}")
+            raise SourceError(
+                f"{name} has no column {self.column}, only {', '.join(rows.features)}"
+            )
         if isinstance(rows.features[self.column], datasets.Image):
             # The bytes as they are, not pixels.
             rows = rows.cast_column(self.column, datasets.Image(decode=False))
@@ -112,7 +114,9 @@ def open_converted(path, config, split):
     if splits is None:
         raise SourceError(f"{path} has no configuration {config}, only {', '.join(sorted(files))}")
     if split is not None and split not in splits:
-        raise SourceError(f"{path}, {config} has no split {split}, only {', '.join(sorted(splits))}")
+        raise SourceError(
+            f"{path}, {config} has no split {split}, only {', '.join(sorted(splits))}"
+        )
     chosen = {split: splits[split]} if split else splits
     return config, datasets.load_dataset(path, data_files=chosen, revision=CONVERTED)
 
@@ -144,8 +148,12 @@ def picture_column(features):
     if len(found) == 1:
         return found[0]
     if found:
-        raise SourceError(f"several columns hold pictures: choose one of {', '.join(found)} by --column")
-    raise SourceError(f"no column is declared to hold pictures; --column chooses one of {', '.join(features)}")
+        raise SourceError(
+            f"several columns hold pictures: choose one of {', '.join(found)} by --column"
+        )
+    raise SourceError(
+        f"no column is declared to hold pictures; --column chooses one of {', '.join(features)}"
+    )
 
 
 def read_stored(stored):

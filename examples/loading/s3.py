@@ -1,14 +1,15 @@
 """Pictures of a bucket of S3, or of any store with its interface."""
 
-import io
 from functools import partial
 
 import boto3
-from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .source import SUFFIXES, Candidate, Source, SourceError, Unreadable, suffix
+
+# Of reading one object; boto3 tries again only until an answer begins.
+ATTEMPTS = 3
 
 
 class S3Source(Source):
@@ -17,6 +18,9 @@ class S3Source(Source):
     Credentials, region and endpoint are those of boto3: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and so
     on, its configuration files, or the role of the machine.
     """
+
+    page_size = 1000
+    """Objects in one answer of the store, which is the most that S3 gives."""
 
     def __init__(self, url, endpoint_url=None, connections=8):
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
@@ -46,29 +50,32 @@ class S3Source(Source):
             )
 
     def objects(self):
-        """The objects as S3 lists them, a thousand a request."""
+        """The objects as S3 lists them, page by page."""
         self.left_out = 0
         pages = self.client.get_paginator("list_objects_v2")
         try:
-            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix):
+            for page in pages.paginate(
+                Bucket=self.bucket,
+                Prefix=self.prefix,
+                PaginationConfig={"PageSize": self.page_size},
+            ):
                 yield from page.get("Contents", [])
         except (BotoCoreError, ClientError) as error:
             raise SourceError(f"cannot list {self.name}: {error}") from error
 
     def read(self, key):
-        """The bytes of an object; a connection that breaks is tried again.
+        """The bytes of an object; where the connection breaks in their middle, they are asked for again.
 
         Raises `Unreadable` where this object is gone or forbidden, `SourceError` where the store fails.
         """
-        target = io.BytesIO()
-        # The loader has threads already.
-        transfer = TransferConfig(use_threads=False)
-        try:
-            self.client.download_fileobj(self.bucket, key, target, Config=transfer)
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (403, 404):
-                raise Unreadable(str(error)) from error
-            raise SourceError(f"cannot read s3://{self.bucket}/{key}: {error}") from error
-        except BotoCoreError as error:
-            raise SourceError(f"cannot read s3://{self.bucket}/{key}: {error}") from error
-        return target.getvalue()
+        where = f"s3://{self.bucket}/{key}"
+        for attempt in range(ATTEMPTS):
+            try:
+                return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (403, 404):
+                    raise Unreadable(str(error)) from error
+                raise SourceError(f"cannot read {where}: {error}") from error
+            except BotoCoreError as error:
+                if attempt == ATTEMPTS - 1:
+                    raise SourceError(f"cannot read {where}: {error}") from error

@@ -119,7 +119,8 @@ class Table:
         self._value("SELECT count(*) FROM sight_models")
         model = self._value("SELECT current_setting('pg_sight.embed_model')")
         row = self.connection.execute(
-            "SELECT dimensions FROM sight_models WHERE name = %s AND dimensions IS NOT NULL", [model]
+            "SELECT dimensions FROM sight_models WHERE name = %s AND dimensions IS NOT NULL",
+            [model],
         ).fetchone()
         if row is None:
             raise TableError(
@@ -144,13 +145,14 @@ class Table:
         ).fetchall()
         missing = COLUMNS.keys() - {name for (name,) in rows}
         if missing:
+            table = self.identifier.as_string()
             adding = [
                 f"ADD {name} {kind}{' UNIQUE' if name == 'sha256' else ''}"
                 for name, kind in COLUMNS.items()
                 if name in missing
             ]
             raise TableError(
-                f"table {self.name} lacks columns: ALTER TABLE {self.name} {', '.join(adding)}"
+                f"table {self.name} lacks columns: ALTER TABLE {table} {', '.join(adding)}"
             )
 
     def limits(self):

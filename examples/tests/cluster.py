@@ -60,8 +60,8 @@ class Cluster:
             self._owner = owner_options(self.folder)
             self._create()
             self._models = {
-                CAPTIONER: self._copy(REPO / "demo" / "captioner", CAPTIONER),
-                ENCODER: self._copy(Path(os.environ["PG_SIGHT_MINILM"]), ENCODER),
+                CAPTIONER: self.copy_model(REPO / "demo" / "captioner", CAPTIONER),
+                ENCODER: self.copy_model(Path(os.environ["PG_SIGHT_MINILM"]), ENCODER),
             }
         except BaseException:
             self.stop()
@@ -87,8 +87,8 @@ class Cluster:
                 text = said.read().decode(errors="replace")
                 raise RuntimeError(f"{program}: {text}\n{self.log()}")
 
-    def _copy(self, source, name):
-        """Copies a model to where the server's user can read it."""
+    def copy_model(self, source, name):
+        """Copies a model's folder to where the server's user can read it; returns the copy."""
         target = self.folder / name
         shutil.copytree(source, target, copy_function=shutil.copyfile)
         for path in [target, *target.rglob("*")]:
@@ -136,7 +136,7 @@ class DatabaseTest(unittest.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.cluster = Cluster.shared()
-        cls.dsn = cls.cluster.database(cls.__name__.lower())
+        cls.dsn = cls.cluster.database(f"{cls.__module__}_{cls.__name__}".lower())
 
     @classmethod
     def connect(cls, **options):
