@@ -10,12 +10,16 @@ CREATE INDEX IF NOT EXISTS product_category_price_idx ON product (category, pric
 ANALYZE product;
 
 -- How many lists a search must read for its recall, the index has learnt from the table's own rows.
--- What people type is shorter and lies elsewhere: measure with that. Here are searches made of
--- categories and colours; take those that your users have made. And where there are few lists, as
--- in a small table, to ask for more costs little.
+-- What people type is shorter and lies elsewhere, and without this many a search would read the wrong
+-- list: measure with searches. Here they are made of colours, patterns and categories, three hundred
+-- of them in no order; take those that your users have made. And where there are few lists, as in a
+-- small table, to ask for more recall costs little.
 SELECT * FROM sight_index_calibrate('product_desc_vec_idx', (
     SELECT embed_batch(array_agg(search))
-    FROM (SELECT DISTINCT colour || ' ' || category || 's' AS search FROM product ORDER BY 1 LIMIT 200) AS searches));
+    FROM (SELECT concat_ws(' ', colour, pattern, category || 's') AS search
+          FROM (SELECT DISTINCT colour, category FROM product) AS kinds,
+               unnest(ARRAY[NULL, 'striped', 'dotted', 'checked']) AS pattern
+          ORDER BY md5(concat_ws(' ', colour, pattern, category)) LIMIT 300) AS searches));
 SET faiss_ivf.target_recall = 0.99;
 
 

@@ -4,7 +4,7 @@
 . "$(dirname "$0")/common.sh"
 
 "$REPO/scripts/setup.sh"
-"$REPO/scripts/setup.sh" examples
+"$REPO/scripts/setup.sh" examples browser
 choose_postgres
 choose_user
 cd "$REPO"
