@@ -47,9 +47,13 @@ def options():
         help="text search configuration of hybrid search, where no index names one",
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen at; 0 takes a free one")
+    parser.add_argument(
+        "--port", type=int, default=7860, help="port to listen at; 0 takes a free one"
+    )
     parser.add_argument("--timeout", type=int, default=30, help="seconds that a statement may take")
-    parser.add_argument("--connections", type=int, default=8, help="connections to PostgreSQL at most")
+    parser.add_argument(
+        "--connections", type=int, default=8, help="connections to PostgreSQL at most"
+    )
     parser.add_argument("--title", default="pg_sight gallery", help="title of the page")
     parser.add_argument(
         "--example", action="append", default=[], metavar="TEXT",

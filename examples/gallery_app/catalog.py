@@ -153,7 +153,9 @@ def full_text(connection, oid, args):
         [oid],
     ).fetchone()
     if indexed is None:
-        own = sql.SQL("to_tsvector({}, {})").format(args.text_config, sql.Identifier(args.description))
+        own = sql.SQL("to_tsvector({}, {})").format(
+            args.text_config, sql.Identifier(args.description)
+        )
         return own.as_string(connection), args.text_config
     of_index = re.match(r"to_tsvector\('([^']+)'::regconfig, ", indexed[0])
     if of_index is None:
@@ -177,7 +179,9 @@ def filters(connection, table, types, args):
         if one is not None:
             found.append(one)
         elif args.filter:
-            raise CatalogError(f'column "{name}" has no values to filter by, or more than {MOST_VALUES}')
+            raise CatalogError(
+                f'column "{name}" has no values to filter by, or more than {MOST_VALUES}'
+            )
     return found
 
 
@@ -187,7 +191,9 @@ def filter_of(connection, table, name, kind):
     )
     if kind in TEXTS:
         statement = "SELECT value FROM {} WHERE value IS NOT NULL GROUP BY 1 ORDER BY 1 LIMIT {}"
-        rows = connection.execute(sql.SQL(statement).format(rows_to_see, MOST_VALUES + 1)).fetchall()
+        rows = connection.execute(
+            sql.SQL(statement).format(rows_to_see, MOST_VALUES + 1)
+        ).fetchall()
         if 1 < len(rows) <= MOST_VALUES:
             return Choices(name, quoted(connection, name), [value for (value,) in rows])
     if kind in NUMBERS:

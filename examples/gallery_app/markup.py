@@ -29,7 +29,7 @@ def card(catalog, row, best):
   <button class="picture" data-id="{escape(str(key))}" aria-label="More like this: {caption}">
     <img src="{address}" alt="{caption}" loading="lazy"><span>More like this</span>
   </button>
-  <a class="open" href="{address}?size=large" target="_blank" title="Open the picture" aria-label="Open the picture">&#8599;</a>
+  <a class="open" href="{address}?size=large" target="_blank" aria-label="Open the picture">&#8599;</a>
   <p class="caption">{caption}</p>
   <ul>{shown}</ul>
   {score_mark(score, best)}
@@ -63,8 +63,9 @@ def headline(catalog, request, answer, about=""):
         title = f"Nearest to <q>{escape(request.text)}</q>"
     used = "".join(f"<code>{escape(name)}</code>" for name in answer.indexes) or "no index"
     return (
-        f'<div class="headline" data-ms="{answer.milliseconds:.6f}"><div class="title">{title}</div><div class="figures">'
-        f'<span>{pictures}</span><span class="latency"><b>{answer.milliseconds:.1f} ms</b>'
+        f'<div class="headline" data-ms="{answer.milliseconds:.6f}">'
+        f'<div class="title">{title}</div><div class="figures"><span>{pictures}</span>'
+        f'<span class="latency"><b>{answer.milliseconds:.1f} ms</b>'
         f" in PostgreSQL</span><span>{used}</span></div></div>"
     )
 

@@ -22,8 +22,10 @@ CLICKS = """
 element.addEventListener('click', event => {
     const button = event.target.closest('[data-id], [data-text], [data-clear]');
     if (!button) return;
-    if ('id' in button.dataset) trigger('more', {id: button.dataset.id});
-    else if ('text' in button.dataset) trigger('example', {text: button.dataset.text});
+    if ('id' in button.dataset) {
+        window.scrollTo({top: 0, behavior: 'smooth'});
+        trigger('more', {id: button.dataset.id});
+    } else if ('text' in button.dataset) trigger('example', {text: button.dataset.text});
     else trigger('clear', {});
 });
 """
@@ -64,7 +66,9 @@ class Gallery:
                 placeholder="What are you looking for?", show_label=False, container=False,
                 autofocus=True, scale=8, min_width=280, elem_id="text", max_length=2000,
             )  # fmt: skip
-            self.button = gr.Button("Search", variant="primary", scale=1, min_width=90, elem_id="go")
+            self.button = gr.Button(
+                "Search", variant="primary", scale=1, min_width=90, elem_id="go"
+            )
             self.upload = gr.UploadButton(
                 "Search by picture", file_types=["image"], scale=1, min_width=165, elem_id="upload"
             )

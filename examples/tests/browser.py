@@ -54,7 +54,10 @@ class Browser:
         self._driver.get("about:blank")
         self._driver.get(address)
         self._wait(lambda: self._find("#headline .title"))
-        grant = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"], "origin": address}
+        grant = {
+            "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"],
+            "origin": address,
+        }
         self._driver.execute_cdp_cmd("Browser.grantPermissions", grant)
 
     # What the page shows.
@@ -108,13 +111,17 @@ class Browser:
 
     def requested(self):
         """Addresses that pages have asked for since this was asked last, without the browser's own."""
-        messages = [json.loads(entry["message"])["message"] for entry in self._driver.get_log("performance")]
+        messages = [
+            json.loads(entry["message"])["message"] for entry in self._driver.get_log("performance")
+        ]
         addresses = [
             message["params"]["request"]["url"]
             for message in messages
             if message["method"] == "Network.requestWillBeSent"
         ]
-        return [address for address in addresses if not re.match("(chrome|data|blob|about):", address)]
+        return [
+            address for address in addresses if not re.match("(chrome|data|blob|about):", address)
+        ]
 
     def complaints(self):
         """Errors in the browser's console since this was asked last."""

@@ -41,7 +41,15 @@ class PartsTest(DatabaseTest):
                 connection.execute(
                     "INSERT INTO product (description, desc_vec, kind, stock, weight, sold, score, note)"
                     " VALUES (%s, embed(%s), %s, %s, %s, %s, 1, %s)",
-                    [caption, caption, caption.split()[-1], number, number / 2, number > 2, str(uuid.uuid4())],
+                    [
+                        caption,
+                        caption,
+                        caption.split()[-1],
+                        number,
+                        number / 2,
+                        number > 2,
+                        str(uuid.uuid4()),
+                    ],
                 )
             connection.execute("UPDATE product SET weight = 'NaN' WHERE stock = 0")
 
@@ -71,7 +79,9 @@ class PartsTest(DatabaseTest):
         return [note for (note,) in self.query("SELECT note FROM product ORDER BY 1")]
 
     def test_filters_can_be_named(self):
-        self.assertEqual([one.title for one in self.read(filter=["stock", "kind"]).filters], ["stock", "kind"])
+        self.assertEqual(
+            [one.title for one in self.read(filter=["stock", "kind"]).filters], ["stock", "kind"]
+        )
         with self.assertRaisesRegex(CatalogError, 'no column "size"'):
             self.read(filter=["size"])
         with self.assertRaisesRegex(CatalogError, '"extra" of table product is point'):
@@ -126,10 +136,14 @@ class PartsTest(DatabaseTest):
     def test_words_are_matched_as_they_are_indexed(self):
         self.assertEqual(self.read().words, "to_tsvector('english', \"description\")")
         with self.connect() as connection:
-            connection.execute("CREATE INDEX words ON product USING gin (to_tsvector('simple', description))")
+            connection.execute(
+                "CREATE INDEX words ON product USING gin (to_tsvector('simple', description))"
+            )
             self.addCleanup(self.query_nothing, "DROP INDEX words")
         found = self.read()
-        self.assertEqual((found.words, found.text_config), ("to_tsvector('simple', description)", "simple"))
+        self.assertEqual(
+            (found.words, found.text_config), ("to_tsvector('simple', description)", "simple")
+        )
         answer = self.search(found, text="hats", mode=HYBRID)
         # In both lists, as the only one: "simple" knows no plural.
         self.assertEqual([row[1] for row in answer.rows if row[-1] > 2 / 62], ["two red hats"])
@@ -143,7 +157,9 @@ class PartsTest(DatabaseTest):
         self.assertNotIn("WHERE", self.search(found, text="mug", chosen=[5]).statement)
         answer = self.search(found, text="mug", chosen=[2])
         self.assertIn("WHERE stock <= 2", answer.statement)
-        self.assertTrue(answer.statement.startswith("SET faiss_ivf.iterative_scan = relaxed_order;"))
+        self.assertTrue(
+            answer.statement.startswith("SET faiss_ivf.iterative_scan = relaxed_order;")
+        )
         self.assertEqual(sorted(row[2] for row in answer.rows), [0, 1, 2])
 
     def test_sessions_only_read(self):
@@ -164,6 +180,11 @@ class PartsTest(DatabaseTest):
         self.assertEqual(raised.exception.code, "PS010")
         self.assertIn("no-such-model", raised.exception.message)
         self.assertTrue(raised.exception.hint)
+
+    def test_a_text_that_postgresql_cannot_hold_is_refused(self):
+        with self.assertRaises(Problem) as raised:
+            self.search(self.read(), text="a\0b")
+        self.assertIn("NUL", raised.exception.message)
 
     def test_pictures_are_small_upright_and_kept_by_the_browser(self):
         exif = Image.Exif()
@@ -186,7 +207,14 @@ class PartsTest(DatabaseTest):
         broken = self.insert(b"no picture")
         # Small in bytes, 400 million pixels when decoded.
         bomb = self.insert(encoded(Image.new("1", (20_000, 20_000)), "PNG"))
-        for key, status in [(broken, 415), (bomb, 415), (1, 404), (10**9, 404), ("x", 404), (10**30, 404)]:
+        for key, status in [
+            (broken, 415),
+            (bomb, 415),
+            (1, 404),
+            (10**9, 404),
+            ("x", 404),
+            (10**30, 404),
+        ]:
             with self.subTest(key):
                 answer = self.client().get(f"/pictures/{key}")
                 self.assertEqual(answer.status_code, status)

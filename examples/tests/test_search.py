@@ -102,7 +102,9 @@ class SearchTest(DatabaseTest):
     def by_words(self, query):
         """Ids by full text, the best first, from a scan of the whole table."""
         with self.connection.transaction():
-            self.connection.execute("SET LOCAL enable_bitmapscan = off; SET LOCAL enable_indexscan = off")
+            self.connection.execute(
+                "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_indexscan = off"
+            )
             rows = self.connection.execute(
                 """
                 SELECT id FROM product, websearch_to_tsquery('english', %s) AS query
@@ -151,7 +153,8 @@ class SearchTest(DatabaseTest):
                 truth = self.nearest(query, self.prices <= 60)[:10]
                 self.assertEqual(self.execute("affordable", query, 60), truth)
         self.assertIn(
-            "Index Scan using product_desc_vec_idx", self.plan("affordable", "red striped sneakers", 60)
+            "Index Scan using product_desc_vec_idx",
+            self.plan("affordable", "red striped sneakers", 60),
         )
 
     def test_a_wide_filter_finds_and_sorts_what_is_near(self):
