@@ -11,12 +11,16 @@ shown, to copy. The connection is that of libpq's variables (PGHOST, PGDATABASE,
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import tempfile
 from contextlib import suppress
 
-# Before Gradio is imported, which reports its use and looks for versions otherwise.
+# Before Gradio is imported, which reports its use and looks for versions otherwise. Uploaded pictures
+# are nobody else's, and are gone when the program ends.
+UPLOADS = tempfile.TemporaryDirectory(prefix="gallery-")
+os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -66,14 +70,11 @@ def main():
     args = options()
     with psycopg.connect(args.dsn, connect_timeout=10, autocommit=True) as connection:
         found = catalog.read(connection, args)
+    # An end like any other: connections are closed, uploads removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     listener = socket.create_server((args.host, args.port))
     host, port = listener.getsockname()[:2]
-    # Uploaded pictures are nobody else's, and are gone when the program ends.
-    with (
-        tempfile.TemporaryDirectory(prefix="gallery-") as uploads,
-        Database(args.dsn, args.connections, args.timeout) as database,
-    ):
-        os.environ["GRADIO_TEMP_DIR"] = uploads
+    with UPLOADS, Database(args.dsn, args.connections, args.timeout) as database:
         app = server.make(found, database, args)
         print(f"Gallery: http://{host}:{port}", flush=True)
         with suppress(KeyboardInterrupt):

@@ -8,8 +8,10 @@ import psycopg
 from psycopg import sql
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-# How long a request waits for a connection.
+# How long a request waits for a connection, and for how long the pool tries anew to make one. The
+# pool's pauses grow: were they longer, PostgreSQL would be back before the pool notices.
 WAIT_S = 5
+RECONNECT_S = 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Database:
             # One that PostgreSQL has closed meanwhile is replaced before it is used.
             check=ConnectionPool.check_connection,
             timeout=WAIT_S,
+            reconnect_timeout=RECONNECT_S,
             open=True,
         )
 
@@ -121,7 +124,7 @@ class Database:
     def _out_of_reach(self):
         """Why there is no connection: the pool does not say, an attempt of our own does."""
         try:
-            psycopg.connect(self._conninfo, connect_timeout=WAIT_S).close()
+            psycopg.connect(self._conninfo, connect_timeout=int(WAIT_S)).close()
         except psycopg.Error as error:
             return Problem("PostgreSQL cannot be reached.", str(error).strip())
         return Problem("All connections to PostgreSQL are busy.", hint="Try again in a moment.")

@@ -158,12 +158,12 @@ class Browser:
         return self._changed(act)
 
     def at_most(self, column, value):
-        def act():
-            box = self._find(f"#filter-{column} input[type=number]")
-            box.send_keys(Keys.CONTROL, "a")
-            box.send_keys(str(value), Keys.TAB)
-
-        return self._changed(act)
+        """Types a number, each digit of which may be an answer of its own, and waits for that of all."""
+        box = self._find(f"#filter-{column} input[type=number]")
+        self._driver.execute_script("arguments[0].select()", box)
+        box.send_keys(str(value), Keys.TAB)
+        self._wait(lambda: re.search(rf"{column} <= {value}\b", self.sql()))
+        return self.cards()
 
     def click(self, card):
         button = self._find(f'.card [data-id="{card.id}"]')
@@ -201,7 +201,7 @@ class Browser:
         return self._text(".note.error")
 
     def _anew(self, selector, act):
-        """Does something and waits for an element that was not there before."""
+        """Does something and waits for an element that was not there before, or says something else."""
         mark = "document.querySelectorAll(arguments[0]).forEach(e => e.dataset.old = '1')"
         new = "const e = document.querySelector(arguments[0]); return e && !e.dataset.old"
         self._driver.execute_script(mark, selector)

@@ -4,7 +4,9 @@ import argparse
 import io
 import sys
 import uuid
+from unittest import mock
 
+import psycopg
 from cluster import REPO, DatabaseTest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -173,6 +175,28 @@ class PartsTest(DatabaseTest):
             database.search(sql.SQL("SELECT pg_sleep(20)"), "strict_order")
         self.assertIn("longer than 1 s", raised.exception.message)
         self.assertEqual(raised.exception.code, "57014")
+
+    def test_after_a_long_outage_the_first_search_succeeds(self):
+        dsn = self.cluster.database("outage")
+        with (
+            psycopg.connect(self.dsn, autocommit=True) as elsewhere,
+            mock.patch("gallery_app.database.WAIT_S", 2.5),
+            Database(dsn, 2, 5) as database,
+            self.assertLogs("psycopg.pool", "WARNING"),
+        ):
+            self.assertEqual(database.fetch("SELECT 1"), [(1,)])
+            elsewhere.execute("ALTER DATABASE outage ALLOW_CONNECTIONS false")
+            elsewhere.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'outage'"
+            )
+            # So long that the pool's pauses would have grown beyond what a request waits: were it to
+            # go on, its attempts would be after 7 and 15 seconds.
+            for _ in range(4):
+                with self.assertRaises(Problem) as raised:
+                    database.fetch("SELECT 1")
+                self.assertIn("cannot be reached", raised.exception.message)
+            elsewhere.execute("ALTER DATABASE outage ALLOW_CONNECTIONS true")
+            self.assertEqual(database.fetch("SELECT 2"), [(2,)])
 
     def test_errors_keep_detail_and_hint(self):
         with self.assertRaises(Problem) as raised:
