@@ -1,18 +1,17 @@
 -- Describes and embeds the rows of a table that have no description or no vector yet.
 --
 --     psql -d shop -f examples/describe.sql
---     psql -d shop -v table=product -v batch=32 -v model=instructblip-vicuna-7b -f examples/describe.sql
+--     psql -d shop -v table=product -v batch=1 -v model=instructblip-vicuna-7b -f examples/describe.sql
 --
--- Each batch is a transaction: cut off at any moment and started again, it goes on. Several
--- sessions may run it at once: they share the rows. A picture that cannot be described is named
--- in a warning and left as it is; a failure of the model server ends the script.
---
--- What it does is, in one statement for all rows,
+-- It is, in steps,
 --
 --     UPDATE picture SET description = blip_describe(image, ARRAY['...', '...'], options => '{...}')
 --     WHERE description IS NULL;
 --
--- but that the pictures of a batch go to the model together. The table needs an integer column
+-- Each batch is a transaction: cut off at any moment and started again, it goes on. Several
+-- sessions may run it at once: they share the rows, and the model server makes batches of what
+-- they ask for, as a GPU wants them. A picture that cannot be described is named in a warning and
+-- left as it is; a failure of the model server ends the script. The table needs an integer column
 -- id, and image, description and desc_vec; examples/load.py makes such a one.
 
 \set ON_ERROR_STOP on
@@ -21,7 +20,7 @@
 \else
     \set table picture
 \endif
--- More pictures fill a GPU; with fewer less is lost when the script is cut off.
+-- With fewer, less is lost when the script is cut off.
 \if :{?batch}
 \else
     \set batch 8
@@ -57,7 +56,9 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE PROCEDURE pg_temp.describe_singly(
+-- Row by row, as all prompts for a picture go to the model together and it is read once for them.
+-- A picture that is none, or is too large, fails alone.
+CREATE OR REPLACE PROCEDURE pg_temp.describe_rows(
     target regclass, ids bigint[], prompts text[], model text, options jsonb)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -72,27 +73,6 @@ BEGIN
             RAISE WARNING 'row % is left without a description: %', row_id, SQLERRM;
         END;
     END LOOP;
-END
-$$;
-
--- All pictures in one batch for each prompt, the answers joined by a space as blip_describe does.
-CREATE OR REPLACE PROCEDURE pg_temp.describe_rows(
-    target regclass, ids bigint[], prompts text[], model text, options jsonb)
-LANGUAGE plpgsql AS $$
-BEGIN
-    EXECUTE format(
-        'UPDATE %1$s AS p SET description = d.description
-         FROM (SELECT a.id, string_agg(a.answer, '' '' ORDER BY q.place) AS description
-               FROM (SELECT array_agg(id ORDER BY id) AS ids, array_agg(image ORDER BY id) AS images
-                     FROM %1$s WHERE id = ANY ($1)) AS b,
-                    unnest($2) WITH ORDINALITY AS q (prompt, place),
-                    unnest(b.ids, blip_describe_batch(b.images, q.prompt, $3, $4)) AS a (id, answer)
-               GROUP BY a.id) AS d
-         WHERE p.id = d.id', target)
-    USING ids, prompts, model, options;
--- A picture that is none, or is too large, fails them all: one by one shows which it is.
-EXCEPTION WHEN SQLSTATE 'PS020' OR SQLSTATE 'PS021' THEN
-    CALL pg_temp.describe_singly(target, ids, prompts, model, options);
 END
 $$;
 

@@ -4,10 +4,10 @@
     python export.py embeddings.npy        writes embeddings.ids.npy beside it
     python export.py embeddings.parquet    columns id, description, embedding
 
-The .npy files hold float32 of shape (rows, dimensions) and int64 of shape (rows,), the parquet file
-lists of float32 of one length; all in the order of the ids, without the rows that have no vector. The
-database is libpq's: PGHOST, PGDATABASE and so on, or --dsn. Files appear when they are complete, and
-replace older ones.
+The .npy files hold float32 of shape (rows, dimensions) and int64 of shape (rows,), the parquet
+file lists of float32 of one length; all in the order of the ids, without the rows that have no
+vector. The database is libpq's: PGHOST, PGDATABASE and so on, or --dsn. Files appear when they are
+complete, and replace older ones.
 """
 
 import argparse
@@ -32,8 +32,8 @@ class ExportError(Exception):
 
 
 def vector_of(data):
-    """float32 of shape (dimensions,) of the binary form of a vector: two int16, the first the number
-    of dimensions, then big-endian floats."""
+    """float32 of shape (dimensions,) from pgvector's binary form: two int16, of which the first is
+    the number of dimensions, then big-endian floats."""
     return np.frombuffer(data, ">f4", offset=4).astype(np.float32)
 
 

@@ -7,8 +7,9 @@
     python load.py s3 s3://bucket/prefix
 
 The database is libpq's: PGHOST, PGDATABASE and so on, or --dsn. The table, by default `picture`, is
-created where it is not there. The encoded bytes are stored as they are. Each content is stored once,
-so that the same command, after a crash or Ctrl-C, goes on where it was; what is committed stays.
+created where it is not there. The encoded bytes are stored as they are. Each content is stored
+once, so that the same command, after a crash or Ctrl-C, goes on where it was; what is committed
+stays.
 
 Exits with 1 when pictures could not be read (they are listed at the end, the others are there) or
 when it could not go on, with 130 after Ctrl-C.

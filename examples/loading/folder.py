@@ -8,7 +8,7 @@ from .source import SUFFIXES, Candidate, Source, SourceError, Unreadable, suffix
 
 
 class FolderSource(Source):
-    """All files with a picture's suffix, but hidden ones. The name of a subfolder becomes the label."""
+    """Files with a picture's suffix, but hidden ones; the name of a subfolder is the label."""
 
     def __init__(self, folder):
         self.folder = Path(folder).resolve()

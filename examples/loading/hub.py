@@ -37,10 +37,10 @@ PRESETS = {
 
 
 class DatasetSource(Source):
-    """One split of a data set. What is not the picture becomes labels; classes are named, not numbered."""
+    """One split of a data set. Other columns become labels, classes by their names."""
 
     def __init__(self, name, rows, column=None):
-        """`rows` is a `datasets.Dataset`; `column` the one of the pictures, where there are several."""
+        """`rows` is a `datasets.Dataset`; `column` holds the pictures, where several might."""
         self.name = name
         self.column = column or picture_column(rows.features)
         if self.column not in rows.features:
@@ -78,7 +78,7 @@ def open_dataset(path, config=None, split=None, revision=None, column=None):
     """The sources of a data set, one a split; of one split where it is named.
 
     `path` is `owner/name` on the hub, or a local folder that `datasets` can read. A data set that
-    needs a script of its own is read from the hub's conversion to parquet, as scripts are no longer run.
+    needs a script of its own, which is no longer run, is read from the hub's conversion to parquet.
     """
     local = os.path.isdir(path)
     try:
@@ -137,7 +137,8 @@ def converted_files(path):
             found.setdefault(config, {}).setdefault(split, []).append(file)
     if not found:
         raise SourceError(
-            f"{path} needs a script, which is no longer run, and the hub has no conversion of it to parquet"
+            f"{path} needs a script, which is no longer run, and the hub has not converted it to"
+            " parquet"
         )
     return found
 

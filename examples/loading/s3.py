@@ -64,9 +64,10 @@ class S3Source(Source):
             raise SourceError(f"cannot list {self.name}: {error}") from error
 
     def read(self, key):
-        """The bytes of an object; where the connection breaks in their middle, they are asked for again.
+        """The bytes of an object; where the connection breaks, they are asked for again.
 
-        Raises `Unreadable` where this object is gone or forbidden, `SourceError` where the store fails.
+        Raises `Unreadable` where this object is gone or forbidden, `SourceError` where the store
+        fails.
         """
         where = f"s3://{self.bucket}/{key}"
         for attempt in range(ATTEMPTS):

@@ -1,4 +1,4 @@
-"""What a source of pictures gives: candidates, which are read and checked later, several at a time."""
+"""What a source of pictures gives: candidates, to be read and checked several at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -70,7 +70,7 @@ class Picture:
 
 
 class Added(NamedTuple):
-    """What became of pictures: how many were new, and those that the database refused, with its reason."""
+    """How many pictures were new, how many there; names that the database refused, and why."""
 
     new: int
     there: int
@@ -87,7 +87,7 @@ class Table:
         self.identifier = sql.Identifier(*name.split("."))
 
     def prepare(self, dimensions=None, trigger=False):
-        """Creates the table where it is not there, and the place where batches wait for their insert.
+        """Creates the table where it is not there, and the one that batches go through.
 
         `dimensions` are those of the vectors; without them those of the model of `embed`.
         """

@@ -1,4 +1,4 @@
-"""A private PostgreSQL cluster for the tests of the examples, with the extension and the demo's models.
+"""A private PostgreSQL cluster for the examples' tests, with the extension and the demo's models.
 
     from cluster import DatabaseTest
 

@@ -12,14 +12,13 @@ API = re.compile(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^
 
 
 class FakeHub:
-    """Serves data sets on a port of this machine: `endpoint` is for HF_ENDPOINT, `requests` what came.
+    """Serves data sets on a port of this machine; `endpoint` is for HF_ENDPOINT.
 
-    `repositories` has for each repository's name its files by revision: name of a branch, path, bytes.
+    `repositories` has the bytes of files by repository, branch and path.
     """
 
     def __init__(self, repositories):
         self.repositories = repositories
-        self.requests = []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,7 +49,6 @@ class FakeHub:
         length = int(request.headers.get("Content-Length") or 0)
         asked = request.rfile.read(length)
         path = urlsplit(request.path).path
-        self.requests.append(f"{request.command} {path}")
         if match := RESOLVE.fullmatch(path):
             repository, revision, file = match[1], unquote(match[2]), unquote(match[3])
             self.send_file(request, repository, revision, file)
@@ -100,8 +98,7 @@ class FakeHub:
             answer = [entry for entry in listed if entry["path"] in paths]
         else:
             siblings = [{"rfilename": path} for path in files]
-            answer = {"id": repository, "sha": commit, "siblings": siblings, "private": False,
-                      "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}  # fmt: skip
+            answer = {"id": repository, "sha": commit, "siblings": siblings, "tags": []}
         return send(request, 200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the examples share: drawn pictures, and programs that run as a user runs them."""
+"""What the tests share: drawn pictures, and the examples as a user runs them."""
 
 import os
 import subprocess
@@ -36,7 +36,11 @@ def command(program, *arguments):
 def run(program, *arguments, **environment):
     """Runs one of the examples; returns exit status, standard output and standard error."""
     done = subprocess.run(
-        command(program, *arguments), env={**os.environ, **environment}, capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, timeout=240,
-    )  # fmt: skip
+        command(program, *arguments),
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     return done.returncode, done.stdout, done.stderr

@@ -1,4 +1,4 @@
-"""Loading data sets with the real library `datasets`: local ones, and presets from a hub on this machine."""
+"""Loading data sets with the real library `datasets`: local ones, and from a local hub."""
 
 import io
 import json
@@ -42,9 +42,13 @@ class DatasetTest(DatabaseTest):
 
     def load(self, *arguments, endpoint="http://127.0.0.1:9"):
         environment = {
-            "HF_HOME": str(self.cache), "HF_ENDPOINT": endpoint, "HF_TOKEN": "", "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1",
-        }  # fmt: skip
+            "HF_HOME": str(self.cache),
+            "HF_ENDPOINT": endpoint,
+            "HF_TOKEN": "",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
+        }
         return run("load.py", *arguments, "--dsn", self.dsn, **environment)
 
     def assert_loaded(self, result, text, status=0):
@@ -93,7 +97,7 @@ class LocalDatasets(DatasetTest):
         self.assertEqual([row[2] for row in self.rows()], labels)
 
     def test_parquet_with_classes_in_boxes(self):
-        """Classes are named at any depth, values without a name in JSON or in PostgreSQL become null or go."""
+        """Classes are named at any depth, and what JSON cannot hold is null."""
         data = {
             "image": [{"bytes": drawn(n), "path": None} for n in range(2)],
             "image_id": [7, None],

@@ -10,43 +10,41 @@ import pyarrow.parquet as pq
 from cluster import DIMENSIONS, DatabaseTest
 from support import Product, run
 
+import export
+
 ROWS = 600
 LISTS = 15
 NEIGHBOURS = 10
-QUERIES = [
-    "red sneakers",
-    "a blue mug",
-    "something to sit on",
-    "striped dress",
-    "green umbrella on grass",
-]
+# Captions of drawn products, each other than all before.
+CAPTIONS = list({Product.sample(seed).caption: None for seed in range(8_200_000, 8_202_000)})
+QUERIES = ["red sneakers", "something to sit on", *CAPTIONS[ROWS : ROWS + 20]]
 
 
 class Export(DatabaseTest):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        captions = {
-            Product.sample(seed).caption: None for seed in range(8_200_000, 8_200_000 + 3 * ROWS)
-        }
         with cls.connect() as connection:
             connection.execute(
                 "CREATE TABLE picture (id int PRIMARY KEY, description text, desc_vec vector(384))"
             )
             connection.execute(
-                "INSERT INTO picture SELECT 3 * place, text FROM unnest(%s::text[]) WITH ORDINALITY AS t (text, place)",
-                [list(captions)[:ROWS]],
+                "INSERT INTO picture SELECT 3 * place, text"
+                " FROM unnest(%s::text[]) WITH ORDINALITY AS t (text, place)",
+                [CAPTIONS[:ROWS]],
             )
             connection.execute(
                 "UPDATE picture p SET desc_vec = b.v FROM ("
-                " SELECT i.id, i.v FROM (SELECT array_agg(id) ids, embed_batch(array_agg(description)) vs FROM picture) a,"
+                " SELECT i.id, i.v FROM (SELECT array_agg(id) AS ids,"
+                " embed_batch(array_agg(description)) AS vs FROM picture) AS a,"
                 " unnest(a.ids, a.vs) AS i (id, v)) AS b WHERE p.id = b.id"
             )
             # Not in the order of the ids, and one without a vector.
             connection.execute("UPDATE picture SET description = description WHERE id % 2 = 0")
             connection.execute("INSERT INTO picture VALUES (1, 'not embedded', NULL)")
             connection.execute(
-                f"CREATE INDEX ON picture USING faiss_ivf (desc_vec vector_ip_ops) WITH (factory = 'IVF{LISTS},Flat')"
+                "CREATE INDEX ON picture USING faiss_ivf (desc_vec vector_ip_ops)"
+                f" WITH (factory = 'IVF{LISTS},Flat')"
             )
 
     def setUp(self):
@@ -63,7 +61,10 @@ class Export(DatabaseTest):
 
     def index_finds(self, nprobe):
         """Ids and inner products that the index finds for each of QUERIES."""
-        statement = "SELECT id, -(desc_vec <#> embed(%(q)s)) FROM picture ORDER BY desc_vec <#> embed(%(q)s) LIMIT 10"
+        statement = (
+            "SELECT id, -(desc_vec <#> embed(%(q)s)) FROM picture"
+            " ORDER BY desc_vec <#> embed(%(q)s) LIMIT 10"
+        )
         with self.connect() as connection:
             connection.execute(f"SET faiss_ivf.nprobe = {nprobe}")
             connection.execute("SET enable_seqscan = off")
@@ -123,6 +124,15 @@ class Export(DatabaseTest):
             for query, rows in enumerate(self.index_finds(0))
         ]
         self.assertGreaterEqual(sum(both), 0.9 * NEIGHBOURS * len(QUERIES), both)
+
+    def test_what_is_cut_off_replaces_nothing(self):
+        file = self.folder / "e.npy"
+        file.write_text("older")
+        with self.assertRaises(KeyboardInterrupt), export.replacing(file) as part:
+            part.write_text("half")
+            raise KeyboardInterrupt
+        self.assertEqual([path.name for path in self.folder.iterdir()], ["e.npy"])
+        self.assertEqual(file.read_text(), "older")
 
     def test_nothing_to_export(self):
         with self.connect() as connection:

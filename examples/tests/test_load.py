@@ -62,7 +62,10 @@ class Folders(LoadTest):
             ("shoes/red/1.jpg", {"label": "red"}, drawn(1), sha256[0], source, None),
         ]
         self.assertEqual(rows, expected)
-        kind = "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'picture'::regclass AND attname = 'desc_vec'"
+        kind = (
+            "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
+            " WHERE attrelid = 'picture'::regclass AND attname = 'desc_vec'"
+        )
         self.assertEqual(self.query(kind), [(f"vector({DIMENSIONS})",)])
 
     def test_again_adds_what_is_new(self):
@@ -195,7 +198,7 @@ class CutOff(LoadTest):
             self.write(f"{number:03}.jpg", drawn(number))
 
     def cut_off(self, number):
-        """Ends a loader by a signal when some of its pictures are committed; its status and errors."""
+        """Ends a loader in its middle by a signal; its exit status, output and errors."""
         arguments = command(
             "load.py", "folder", self.folder, "--dsn", self.dsn, "--batch", self.BATCH
         )

@@ -49,9 +49,9 @@ class S3(DatabaseTest):
         self.bucket.objects.delete()
         self.bucket.delete()
 
-    def put(self, **objects):
-        for name, data in objects.items():
-            self.bucket.put_object(Key=name.replace("__", "/").replace("_dot_", "."), Body=data)
+    def put(self, objects):
+        for key, data in objects.items():
+            self.bucket.put_object(Key=key, Body=data)
 
     def load(self, prefix=""):
         """Loads in this process: exit status, output, errors, and the keys that were read."""
@@ -74,20 +74,20 @@ class S3(DatabaseTest):
         return self.query("SELECT source, name, image FROM picture ORDER BY name, id")
 
     def test_prefix_and_suffixes(self):
-        self.put(a__1_dot_jpg=drawn(1), a__b__2_dot_JPG=drawn(2), a__plain=drawn(3), other__4_dot_jpg=drawn(4),
-                 a__list_dot_csv=b"1,2", a__folder__=b"")  # fmt: skip
+        objects = {"a/1.jpg": drawn(1), "a/b/2.JPG": drawn(2), "a/plain": drawn(3)}
+        left_out = {"other/4.jpg": drawn(4), "a/list.csv": b"1,2", "a/folder/": b""}
+        self.put(objects | left_out)
         status, output, errors, _ = self.load("a/")
         self.assertEqual(status, 0, errors)
         self.assertTrue(output.startswith("3 added, 0 were there"), output)
         self.assertIn("0 unreadable, 1 files left out", output)
         source = f"s3://{BUCKET}/a/"
-        names = {"a/1.jpg": 1, "a/b/2.JPG": 2, "a/plain": 3}
-        self.assertEqual(self.stored(), [(source, name, drawn(n)) for name, n in names.items()])
+        self.assertEqual(self.stored(), [(source, *item) for item in objects.items()])
 
     def test_again_reads_only_what_is_new_or_changed(self):
-        self.put(**{f"{n}_dot_jpg": drawn(n) for n in range(3)})
+        self.put({f"{n}.jpg": drawn(n) for n in range(3)})
         self.assertEqual(self.load()[3], ["0.jpg", "1.jpg", "2.jpg"])
-        self.put(**{"1_dot_jpg": drawn(11), "3_dot_jpg": drawn(3), "4_dot_jpg": drawn(0)})
+        self.put({"1.jpg": drawn(11), "3.jpg": drawn(3), "4.jpg": drawn(0)})
         status, output, errors, keys = self.load()
         self.assertEqual((status, keys), (0, ["1.jpg", "3.jpg", "4.jpg"]), errors)
         self.assertTrue(
@@ -97,7 +97,7 @@ class S3(DatabaseTest):
         self.assertEqual([row[2] for row in self.stored()], [drawn(n) for n in (0, 1, 11, 2, 3)])
 
     def test_more_than_a_page(self):
-        self.put(**{f"{number}_dot_jpg": drawn(number) for number in range(7)})
+        self.put({f"{number}.jpg": drawn(number) for number in range(7)})
         with patch.object(S3Source, "page_size", 3):
             status, output, errors, keys = self.load()
         self.assertEqual((status, len(keys)), (0, 7), errors)
@@ -118,7 +118,7 @@ class S3(DatabaseTest):
 
     def test_connection_that_breaks(self):
         """An object is asked for three times, and then the store is held for broken."""
-        self.put(**{"1_dot_jpg": drawn(1)})
+        self.put({"1.jpg": drawn(1)})
         status, output, errors, _ = self.load_broken(3)
         self.assertEqual((status, output[:7]), (1, "0 added"), errors)
         self.assertIn(f"cannot read s3://{BUCKET}/1.jpg: ", errors)
@@ -126,7 +126,7 @@ class S3(DatabaseTest):
         self.assertEqual((status, output[:7]), (0, "1 added"), errors)
 
     def test_unreadable_objects(self):
-        self.put(good_dot_jpg=drawn(1), bad_dot_jpg=b"no picture", gone_dot_jpg=drawn(2))
+        self.put({"good.jpg": drawn(1), "bad.jpg": b"no picture", "gone.jpg": drawn(2)})
         read = S3Source.read
 
         def late(source, key):
@@ -142,7 +142,7 @@ class S3(DatabaseTest):
         self.assertRegex(errors, r"gone\.jpg: .*NoSuchKey")
 
     def test_as_a_program(self):
-        self.put(**{"1_dot_jpg": drawn(1)})
+        self.put({"1.jpg": drawn(1)})
         endpoint = self.environment["AWS_ENDPOINT_URL"]
         arguments = ("load.py", "s3", f"s3://{BUCKET}", "--dsn", self.dsn)
         result = run(*arguments, "--endpoint-url", endpoint, AWS_ENDPOINT_URL="http://127.0.0.1:9")
