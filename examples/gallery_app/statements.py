@@ -84,12 +84,19 @@ def browse(catalog, where, limit):
 
 
 def by_vector(catalog, source, where, limit, filtered):
+    text = """\
+SELECT {columns},
+       {score} AS score
+FROM {table}{where}
+ORDER BY {distance}
+LIMIT {limit}"""
+    indent = 4 if filtered else 0
     found = names(
         catalog,
-        "SELECT {columns},\n       {score} AS score\nFROM {table}{where}\nORDER BY {distance}\nLIMIT {limit}",
+        "\n".join(" " * indent + line for line in text.splitlines()),
         columns=columns(catalog),
         score=score(catalog, source),
-        where=clause(where),
+        where=clause(where, indent),
         distance=distance(catalog, source),
         limit=sql.Literal(limit),
     )
