@@ -108,7 +108,10 @@ class Loader:
 
     def _unknown(self, source, candidates, bar):
         """Those that must be read: whose content is not known to be there."""
-        candidates = iter(candidates)
+        if not source.tagged:
+            # Singly: a data set's candidates hold their pictures.
+            yield from candidates
+            return
         while group := list(islice(candidates, GROUP)):
             known = self.table.known(source.name, group)
             for candidate in group:

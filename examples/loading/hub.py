@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from .source import Candidate, Source, SourceError, Unreadable
 
 # Where the hub keeps its own conversion of a data set to parquet.
 CONVERTED = "refs/convert/parquet"
+# Before a split's name there, when the data set is so large that only its first part is converted.
+PARTIAL = "partial-"
 
 
 class Preset(NamedTuple):
@@ -118,6 +121,12 @@ def open_converted(path, config, split):
             f"{path}, {config} has no split {split}, only {', '.join(sorted(splits))}"
         )
     chosen = {split: splits[split]} if split else splits
+    for name, parts in chosen.items():
+        if any(f"/{PARTIAL}" in part for part in parts):
+            print(
+                f"note: of {path}, {config}, {name} the hub has converted the first part only",
+                file=sys.stderr,
+            )
     return config, datasets.load_dataset(path, data_files=chosen, revision=CONVERTED)
 
 
@@ -132,8 +141,7 @@ def converted_files(path):
         parts = file.split("/")
         if len(parts) == 3 and file.endswith(".parquet"):
             config, split, _ = parts
-            # Of large data sets the hub converts the first part only.
-            split = split.removeprefix("partial-")
+            split = split.removeprefix(PARTIAL)
             found.setdefault(config, {}).setdefault(split, []).append(file)
     if not found:
         raise SourceError(

@@ -19,6 +19,7 @@ class S3Source(Source):
     on, its configuration files, or the role of the machine.
     """
 
+    tagged = True
     page_size = 1000
     """Objects in one answer of the store, which is the most that S3 gives."""
 

@@ -37,6 +37,8 @@ class Source:
 
     name: str
     """Where the pictures are from, e.g. `hf://owner/name/config/split`."""
+    tagged = False
+    """Whether its candidates have an etag, and so need not be read to know them again."""
     left_out = 0
     """Files so far that are no pictures by their names."""
 

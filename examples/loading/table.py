@@ -163,11 +163,9 @@ class Table:
         return Limits(size, pixels)
 
     def known(self, source, candidates):
-        """Names of those candidates that are there with the same etag; without one none is."""
-        tagged = [(c.name, c.etag) for c in candidates if c.etag is not None]
-        if not tagged:
-            return set()
-        names, etags = (list(column) for column in zip(*tagged, strict=True))
+        """Names of those candidates that are there with the same etag."""
+        names = [candidate.name for candidate in candidates]
+        etags = [candidate.etag for candidate in candidates]
         rows = self._execute(
             """
             SELECT t.name FROM {table} t JOIN unnest(%s::text[], %s::text[]) AS c (name, etag)

@@ -178,24 +178,50 @@ def hub_of_presets():
     """Each preset's repository in the layout of its like; other parts of it hold other pictures."""
     other = parquet(900, 1)
     return {
-        "detection-datasets/fashionpedia": {"main": {
-            "README.md": card("val"), "data/val-00000-of-00002-abc.parquet": parquet(100, 1),
-            "data/val-00001-of-00002-def.parquet": parquet(101, 1), "data/train-00000-of-00001.parquet": other}},
-        "keremberke/nfl-object-detection": with_script("nfl-object-detection", {
-            "mini/test/0000.parquet": parquet(200, 1), "mini/train/0000.parquet": other,
-            "full/test/0000.parquet": other}),
-        "keremberke/plane-detection": with_script("plane-detection", {
-            "mini/train/0000.parquet": parquet(300, 1), "full/train/0000.parquet": other}),
-        "Matthijs/snacks": with_script("snacks", {
-            "default/validation/0000.parquet": parquet(400, 1), "default/validation/0001.parquet": parquet(401, 1),
-            "default/test/0000.parquet": other}),
-        "rokmr/mini_pets": {"main": {
-            "data/test-00000-of-00001.parquet": parquet(500, 2), "data/train-00000-of-00001.parquet": other}},
-        "keremberke/pokemon-classification": with_script("pokemon-classification", {
-            "mini/train/0000.parquet": parquet(600, 1), "mini/test/0000.parquet": other,
-            "full/partial-train/0000.parquet": other}),
+        "detection-datasets/fashionpedia": {
+            "main": {
+                "README.md": card("val"),
+                "data/val-00000-of-00002-abc.parquet": parquet(100, 1),
+                "data/val-00001-of-00002-def.parquet": parquet(101, 1),
+                "data/train-00000-of-00001.parquet": other,
+            }
+        },
+        "keremberke/nfl-object-detection": with_script(
+            "nfl-object-detection",
+            {
+                "mini/test/0000.parquet": parquet(200, 1),
+                "mini/train/0000.parquet": other,
+                "full/test/0000.parquet": other,
+            },
+        ),
+        "keremberke/plane-detection": with_script(
+            "plane-detection",
+            {"mini/train/0000.parquet": parquet(300, 1), "full/train/0000.parquet": other},
+        ),
+        "Matthijs/snacks": with_script(
+            "snacks",
+            {
+                "default/validation/0000.parquet": parquet(400, 1),
+                "default/validation/0001.parquet": parquet(401, 1),
+                "default/test/0000.parquet": other,
+            },
+        ),
+        "rokmr/mini_pets": {
+            "main": {
+                "data/test-00000-of-00001.parquet": parquet(500, 2),
+                "data/train-00000-of-00001.parquet": other,
+            }
+        },
+        "keremberke/pokemon-classification": with_script(
+            "pokemon-classification",
+            {
+                "mini/train/0000.parquet": parquet(600, 1),
+                "mini/test/0000.parquet": other,
+                "full/partial-train/0000.parquet": other,
+            },
+        ),
         "someone/unconverted": {"main": {"unconverted.py": b""}},
-    }  # fmt: skip
+    }
 
 
 class Hub(DatasetTest):
@@ -233,7 +259,11 @@ class Hub(DatasetTest):
     def test_data_set_by_name(self):
         pokemon = ("dataset", "keremberke/pokemon-classification")
         # All splits of the one configuration; of large ones the part that the hub has converted.
-        self.assert_loaded(self.load(*pokemon, "--config", "full"), "1 added")
+        result = self.load(*pokemon, "--config", "full")
+        self.assert_loaded(result, "1 added")
+        self.assertIn(
+            "pokemon-classification, full, train the hub has converted the first", result[2]
+        )
         self.assertEqual(self.rows()[0][0], "hf://keremberke/pokemon-classification/full/train")
         self.assert_loaded(
             self.load("dataset", "rokmr/mini_pets", "--revision", "main"), "2 added, 0 were"
