@@ -13,13 +13,16 @@ ifdef CUDA
 export CUDA
 endif
 
-.PHONY: help demo psql clean-demo install test soak lint bench
+.PHONY: help demo gallery psql clean-demo install test soak lint bench
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 demo: ## Set everything up, then caption, embed, index and search 300 pictures in SQL
 	@scripts/demo.sh
+
+gallery: ## Search the demo's pictures in the browser; makes the demo first where it is missing
+	@scripts/gallery.sh
 
 psql: ## Open psql on the demo database; reads SQL from standard input when that is no terminal
 	@scripts/cluster.sh psql

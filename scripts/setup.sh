@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Sets up what a build, the tests and the demo need; what is there is left alone.
 #
-#   scripts/setup.sh [packages] [rust] [postgres] [pgrx] [python] [models]
+#   scripts/setup.sh [packages] [rust] [postgres] [pgrx] [python] [models] [examples] [browser]
 #
-# Without arguments all of them.
+# Without arguments all of them but the examples' Python packages and the browser, which are large.
 
 . "$(dirname "$0")/common.sh"
 
@@ -98,6 +98,35 @@ make_venv() {
 
 pip() { "$PYTHON" -m pip --disable-pip-version-check --no-input "$@"; }
 
+setup_examples() {
+    local requirements
+    requirements=$(cat "$REPO/examples/requirements.txt" "$REPO/examples/tests/requirements.txt")
+    if [ -x "$EXAMPLES_PYTHON" ] && [ "$requirements" = "$(cat "$EXAMPLES_VENV/requirements.txt" 2>/dev/null)" ]; then
+        already "Python packages of the examples"
+    else
+        step examples "Python packages of the examples (900 MB)" make_examples_venv "$requirements"
+    fi
+}
+
+make_examples_venv() {
+    "$EXAMPLES_PYTHON" -c '' 2>/dev/null || python3 -m venv --clear "$EXAMPLES_VENV"
+    printf '%s\n' "$1" >"$EXAMPLES_VENV/requirements.new"
+    "$EXAMPLES_PYTHON" -m pip --disable-pip-version-check --no-input install -r "$EXAMPLES_VENV/requirements.new"
+    mv "$EXAMPLES_VENV/requirements.new" "$EXAMPLES_VENV/requirements.txt"
+}
+
+# What drives the gallery in its test.
+setup_browser() {
+    if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then
+        already "Chromium with its driver"
+    elif command -v dpkg-query >/dev/null && [ "$IS_ROOT" = yes ]; then
+        step browser "Chromium with its driver" install_packages chromium chromium-driver
+    else
+        fail "Chromium and its driver are missing; on Debian, install them as root with" \
+            "    apt-get install --no-install-recommends chromium chromium-driver"
+    fi
+}
+
 setup_postgres() {
     local given=${PG_CONFIG:-}
     choose_postgres
@@ -162,7 +191,7 @@ flock -n 9 || {
 [ $# -gt 0 ] || set -- packages rust python postgres pgrx models
 for part in "$@"; do
     case $part in
-    packages | rust | python | postgres | pgrx | models) "setup_$part" ;;
+    packages | rust | python | postgres | pgrx | models | examples | browser) "setup_$part" ;;
     *) fail "there is no set-up part \"$part\"" ;;
     esac
 done

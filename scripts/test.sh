@@ -4,6 +4,7 @@
 . "$(dirname "$0")/common.sh"
 
 "$REPO/scripts/setup.sh"
+"$REPO/scripts/setup.sh" examples browser
 choose_postgres
 choose_user
 cd "$REPO"
@@ -26,4 +27,9 @@ if [ "$PG_CONFIG" = "$DOWNLOADED_18" ]; then
     PG='' PG_CONFIG=$DOWNLOADED_16 "$REPO/scripts/install.sh"
     export PG_SIGHT_OLD_PG_CONFIG=$DOWNLOADED_16
 fi
+
+say "" "Examples"
+(cd examples && "$EXAMPLES_PYTHON" -B -m unittest discover -s tests)
+
+say "" "Clusters"
 cargo test --release -p pg_sight_tests "$@"
