@@ -9,11 +9,14 @@ endif
 ifdef SUDO
 export SUDO
 endif
+ifdef DESTDIR
+export DESTDIR
+endif
 ifdef CUDA
 export CUDA
 endif
 
-.PHONY: help demo psql clean-demo install test soak lint bench
+.PHONY: help demo psql clean-demo install test test-image soak lint bench
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
