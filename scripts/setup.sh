@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Sets up what a build, the tests and the demo need; what is there is left alone.
 #
-#   scripts/setup.sh [packages] [rust] [postgres] [pgrx] [python] [models]
+#   scripts/setup.sh [packages] [rust] [postgres] [pgrx] [python] [models] [linters]
 #
-# Without arguments all of them.
+# Without arguments all but the last, which make lint needs.
 
 . "$(dirname "$0")/common.sh"
 
@@ -96,6 +96,21 @@ make_venv() {
     cp "$1" "$VENV/requirements.txt"
 }
 
+setup_linters() {
+    local requirements=$REPO/tools/lint/requirements.txt
+    if [ -x "$LINTERS/python" ] && cmp -s "$requirements" "$LINTERS/requirements.txt"; then
+        already "Linters"
+    else
+        step linters "Linters in a virtual environment (80 MB)" make_linters "$requirements"
+    fi
+}
+
+make_linters() {
+    python3 -m venv --clear "$(dirname "$LINTERS")"
+    "$LINTERS/python" -m pip --disable-pip-version-check --no-input install -r "$1"
+    cp "$1" "$LINTERS/requirements.txt"
+}
+
 pip() { "$PYTHON" -m pip --disable-pip-version-check --no-input "$@"; }
 
 setup_postgres() {
@@ -162,7 +177,7 @@ flock -n 9 || {
 [ $# -gt 0 ] || set -- packages rust python postgres pgrx models
 for part in "$@"; do
     case $part in
-    packages | rust | python | postgres | pgrx | models) "setup_$part" ;;
+    packages | rust | python | postgres | pgrx | models | linters) "setup_$part" ;;
     *) fail "there is no set-up part \"$part\"" ;;
     esac
 done
