@@ -37,6 +37,9 @@ install: ## Build and install into the PostgreSQL of PG_CONFIG (SUDO=sudo where 
 test: ## Run all tests, with their own set-up
 	@scripts/test.sh
 
+test-image: ## Run the image's steps in a fresh Debian 13 with PostgreSQL 17, and test what they made (as root, with debootstrap)
+	@scripts/chroot.sh test
+
 soak: ## Crash, kill, cancel, write and read for half an hour, and look for rows that are lost or wrong
 	@scripts/soak.sh
 

@@ -26,4 +26,9 @@ if [ "$PG_CONFIG" = "$DOWNLOADED_18" ]; then
     PG='' PG_CONFIG=$DOWNLOADED_16 "$REPO/scripts/install.sh"
     export PG_SIGHT_OLD_PG_CONFIG=$DOWNLOADED_16
 fi
+
+say "" "Scripts of the container"
+"$REPO/scripts/container.sh"
+
+say "" "SQL and clusters"
 cargo test --release -p pg_sight_tests "$@"
