@@ -39,7 +39,7 @@ PORT=$(free_port)
 
 # The environment of a container, and nothing of ours.
 container() {
-    env -i PATH="$WORK/bin:$SCRIPTS:$PATH" HOME="$WORK" LANG=C.UTF-8 PGDATA="$WORK/data" PGPORT="$PORT" \
+    timeout 300 env -i PATH="$WORK/bin:$SCRIPTS:$PATH" HOME="$WORK" LANG=C.UTF-8 PGDATA="$WORK/data" PGPORT="$PORT" \
         POSTGRES_DB="$DATABASE" INITDB="$INITDB" SOCKETS="$WORK" "$@"
 }
 
