@@ -63,11 +63,12 @@ inside() {
 
 # The same files as a container engine would send, with their times.
 copy_context() {
-    local wanted
+    local wanted unwanted
     mapfile -t wanted < <(sed -n 's/^!//p' "$REPO/.dockerignore")
+    mapfile -t unwanted < <(sed -n '/^[^!#*]/s/^/--exclude=/p' "$REPO/.dockerignore")
     rm -rf "$ROOT/src"
     mkdir "$ROOT/src"
-    tar -C "$REPO" -c "${wanted[@]}" | tar -C "$ROOT/src" -x --no-same-owner
+    tar -C "$REPO" -c "${unwanted[@]}" "${wanted[@]}" | tar -C "$ROOT/src" -x --no-same-owner
     # Of the machine's toolchain as cargo is.
     if [ -x "$CACHE/tools/bin/cargo-pgrx" ]; then
         install -D "$CACHE/tools/bin/cargo-pgrx" "$ROOT/var/cache/pg_sight/tools/bin/cargo-pgrx"
