@@ -9,11 +9,14 @@ endif
 ifdef SUDO
 export SUDO
 endif
+ifdef DESTDIR
+export DESTDIR
+endif
 ifdef CUDA
 export CUDA
 endif
 
-.PHONY: help demo gallery psql clean-demo install test soak lint bench
+.PHONY: help demo gallery psql clean-demo install test test-image soak lint bench
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -36,6 +39,9 @@ install: ## Build and install into the PostgreSQL of PG_CONFIG (SUDO=sudo where 
 
 test: ## Run all tests, with their own set-up
 	@scripts/test.sh
+
+test-image: ## Run the image's steps in a fresh Debian 13 with PostgreSQL 17, and test what they made (as root, with debootstrap)
+	@scripts/chroot.sh test
 
 soak: ## Crash, kill, cancel, write and read for half an hour, and look for rows that are lost or wrong
 	@scripts/soak.sh

@@ -23,6 +23,8 @@ fi
 LOG_DIR=$CACHE/log
 VENV=$CACHE/venv
 # shellcheck disable=SC2034 # used by those who source this
+LINTERS=$CACHE/linters/bin
+# shellcheck disable=SC2034 # used by those who source this
 PYTHON=$VENV/bin/python
 EXAMPLES_VENV=$CACHE/examples-venv
 # shellcheck disable=SC2034 # likewise

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Sets up what a build, the tests and the demo need; what is there is left alone.
 #
-#   scripts/setup.sh [packages] [rust] [postgres] [pgrx] [python] [models] [examples] [browser]
+#   scripts/setup.sh [packages] [rust] [postgres] [pgrx] [python] [models] [examples] [browser] [linters]
 #
-# Without arguments all of them but the examples' Python packages and the browser, which are large.
+# Without arguments all but the last three: the examples' Python packages and the browser are large.
 
 . "$(dirname "$0")/common.sh"
 
@@ -94,6 +94,21 @@ make_venv() {
     "$PYTHON" -c '' 2>/dev/null || python3 -m venv --clear "$VENV"
     pip install -r "$1"
     cp "$1" "$VENV/requirements.txt"
+}
+
+setup_linters() {
+    local requirements=$REPO/tools/lint/requirements.txt
+    if [ -x "$LINTERS/python" ] && cmp -s "$requirements" "$LINTERS/requirements.txt"; then
+        already "Linters"
+    else
+        step linters "Linters in a virtual environment (80 MB)" make_linters "$requirements"
+    fi
+}
+
+make_linters() {
+    python3 -m venv --clear "$(dirname "$LINTERS")"
+    "$LINTERS/python" -m pip --disable-pip-version-check --no-input install -r "$1"
+    cp "$1" "$LINTERS/requirements.txt"
 }
 
 pip() { "$PYTHON" -m pip --disable-pip-version-check --no-input "$@"; }
@@ -191,7 +206,7 @@ flock -n 9 || {
 [ $# -gt 0 ] || set -- packages rust python postgres pgrx models
 for part in "$@"; do
     case $part in
-    packages | rust | python | postgres | pgrx | models | examples | browser) "setup_$part" ;;
+    packages | rust | python | postgres | pgrx | models | examples | browser | linters) "setup_$part" ;;
     *) fail "there is no set-up part \"$part\"" ;;
     esac
 done

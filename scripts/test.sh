@@ -32,4 +32,8 @@ say "" "Examples"
 (cd examples && "$EXAMPLES_PYTHON" -B -m unittest discover -s tests)
 
 say "" "Clusters"
+say "" "Scripts of the container"
+"$REPO/scripts/container.sh"
+
+say "" "SQL and clusters"
 cargo test --release -p pg_sight_tests "$@"

@@ -55,6 +55,7 @@ parity() {
     part models 240 "$HERE/bin/device-tests" --nocapture --test-threads 1
 }
 
+# shellcheck disable=SC2329 # called by the bash that speed starts
 models() {
     local kind
     for kind in mpnet-base blip-large; do
