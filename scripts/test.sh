@@ -31,7 +31,6 @@ fi
 say "" "Examples"
 (cd examples && "$EXAMPLES_PYTHON" -B -m unittest discover -s tests)
 
-say "" "Clusters"
 say "" "Scripts of the container"
 "$REPO/scripts/container.sh"
 
