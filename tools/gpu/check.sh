@@ -51,7 +51,7 @@ part() {
 parity() {
     export PG_SIGHT_TEST_DEVICE=cuda PG_SIGHT_TEST_ROOT=$HERE/crates/models
     [ ! -f "$HERE/minilm/model.safetensors" ] || export PG_SIGHT_MINILM=$HERE/minilm
-    part kernels 120 "$HERE/bin/kernel-tests" cuda --nocapture --test-threads 1
+    part kernels 120 "$HERE/bin/kernel-tests" ops::device_tests --nocapture --test-threads 1
     part models 240 "$HERE/bin/device-tests" --nocapture --test-threads 1
 }
 

@@ -20,6 +20,11 @@ mod matrix;
 mod rows;
 mod shapes;
 
+#[cfg(test)]
+mod device_tests;
+#[cfg(test)]
+mod reference;
+
 pub(crate) use attention::{Packing, packed_attention};
 pub(crate) use cached_attention::{
     HistoryTable, appending_attention, cached_attention, projected_attention,
@@ -27,7 +32,7 @@ pub(crate) use cached_attention::{
 pub(crate) use distance_bias::DistanceBias;
 pub(crate) use layer_norm::{NormParameters, add_layer_norm, layer_norm};
 pub(crate) use matrix::{Finish, PackedMatrix};
-pub(crate) use rows::{add_to_rows, put_rows};
+pub(crate) use rows::{add_to_rows, end_layer, put_rows};
 
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
 

@@ -44,6 +44,11 @@ pub(crate) fn memory(_device: &Device) -> Result<(u64, u64)> {
     absent()
 }
 
+#[cfg(test)]
+pub(crate) fn reserved(_device: &Device) -> Result<u64> {
+    absent()
+}
+
 fn absent<T>() -> Result<T> {
     candle_core::bail!("built without kernels for NVIDIA devices")
 }

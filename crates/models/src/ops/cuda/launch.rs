@@ -104,6 +104,18 @@ pub(crate) fn trim(device: &Device) -> Result<()> {
     unsafe { result::mem_pool::trim_to(pool(device)?, 0) }.w()
 }
 
+/// What this process has of a device's memory to allocate from, in bytes.
+#[cfg(test)]
+pub(crate) fn reserved(device: &Device) -> Result<u64> {
+    let mut bytes = 0_u64;
+    let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
+    let pool = pool(device.as_cuda_device()?)?;
+    // SAFETY: this attribute is a 64-bit number, which lives until the call returns.
+    unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast::<c_void>()) }
+        .w()?;
+    Ok(bytes)
+}
+
 fn pool(
     device: &CudaDevice,
 ) -> Result<candle_core::cuda_backend::cudarc::driver::sys::CUmemoryPool> {

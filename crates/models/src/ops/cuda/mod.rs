@@ -16,6 +16,8 @@ use super::shapes;
 use crate::activation::Activation;
 use crate::pooling::PoolingMode;
 
+#[cfg(test)]
+pub(crate) use self::launch::reserved;
 pub(crate) use self::launch::{load, memory, prepare, trim};
 
 /// Threads of a block, by kernel; as in the kernels' files.
