@@ -18,8 +18,8 @@ say "" "cargo clippy of the code for GPUs"
 say "" "the extension depends on nothing that computes"
 # Models and CUDA are the server's alone: what fails there must not fail in a backend.
 # shellcheck disable=SC2046 # two options
-if cargo tree -p pg_sight --edges no-dev,no-build $(pg_features) --prefix none |
-    grep -E '^(candle-core|cudarc|cuda-loader|sight-models|tokio) '; then
+tree=$(cargo tree -p pg_sight --edges no-dev,no-build $(pg_features) --prefix none)
+if grep -E '^(candle-core|cudarc|cuda-loader|sight-models|tokio) ' <<<"$tree"; then
     fail "the extension would link the above"
 fi
 if command -v cargo-deny >/dev/null; then

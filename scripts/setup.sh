@@ -52,21 +52,6 @@ install_packages() {
     }
 }
 
-# Cargo takes what another clone left in a shared target folder for this one's
-# where the files' times allow it, test programs with the other's paths included:
-# when the clone changes, what is not of a registry is built anew.
-claim_target() {
-    local mark=$CARGO_TARGET_DIR/clone crates
-    [ "$(cat "$mark" 2>/dev/null)" != "$REPO" ] || return 0
-    if [ -d "$CARGO_TARGET_DIR/release" ]; then
-        crates="-p pg_sight -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models -p sight-hub -p fake-hub"
-        # shellcheck disable=SC2086 # options
-        (cd "$REPO" && cargo clean --quiet --release $crates -p pg_sight_server -p pg_sight_tests)
-    fi
-    mkdir -p "$CARGO_TARGET_DIR"
-    printf '%s\n' "$REPO" >"$mark"
-}
-
 setup_rust() {
     local wanted found
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$REPO/Cargo.toml")

@@ -18,7 +18,7 @@ say "" "Benchmark of vector indexes"
 (cd bench/ann && "$PYTHON" -B -m unittest discover -s tests)
 
 say "" "Crates"
-cargo test --release -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models -p sight-hub -p pg_sight_server
+cargo test --release -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models -p cuda-loader -p sight-hub -p pg_sight_server
 
 say "" "Extension and server in PostgreSQL $PG_MAJOR"
 "$REPO/scripts/install.sh"
