@@ -9,17 +9,23 @@ endif
 ifdef SUDO
 export SUDO
 endif
+ifdef DESTDIR
+export DESTDIR
+endif
 ifdef CUDA
 export CUDA
 endif
 
-.PHONY: help demo psql clean-demo install test soak lint check-versions bench
+.PHONY: help demo gallery psql clean-demo install test test-image soak lint check-versions bench
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 demo: ## Set everything up, then caption, embed, index and search 300 pictures in SQL
 	@scripts/demo.sh
+
+gallery: ## Search the demo's pictures in the browser; makes the demo first where it is missing
+	@scripts/gallery.sh
 
 psql: ## Open psql on the demo database; reads SQL from standard input when that is no terminal
 	@scripts/cluster.sh psql
@@ -33,6 +39,9 @@ install: ## Build and install into the PostgreSQL of PG_CONFIG (SUDO=sudo where 
 
 test: ## Run all tests, with their own set-up
 	@scripts/test.sh
+
+test-image: ## Run the image's steps in a fresh Debian 13 with PostgreSQL 17, and test what they made (as root, with debootstrap)
+	@scripts/chroot.sh test
 
 soak: ## Crash, kill, cancel, write and read for half an hour, and look for rows that are lost or wrong
 	@scripts/soak.sh

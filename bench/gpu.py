@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -175,10 +176,11 @@ def embed(args, place, table, notes):
 
 def agreement(ours, texts, theirs, exact, count):
     """How far both sides' embeddings are from those in float32."""
-    path = Path("/tmp/pg_sight-vectors")
-    ours.ask(f"vectors {path}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vectors"
+        ours.ask(f"vectors {path}")
+        found = numpy.fromfile(path, dtype="<f4").reshape(count, -1)
     exact = exact.encode(texts, batch_size=128, show_progress_bar=False)
-    found = numpy.fromfile(path, dtype="<f4").reshape(count, -1)
     cosine = lambda vectors: float((vectors * exact).sum(1).min())
     return f"Least cosine with the embedding in float32: pg_sight {cosine(found):.5f}, sentence-transformers {cosine(theirs):.5f}."
 

@@ -14,7 +14,10 @@ CREATE TABLE product (
     id bigserial PRIMARY KEY,
     image bytea,
     description text,
-    desc_vec vector(384)
+    desc_vec vector(384),
+    category text,
+    colour text,
+    price numeric(10, 2)
 );
 
 CREATE TRIGGER describe BEFORE INSERT OR UPDATE OF image ON product

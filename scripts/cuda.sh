@@ -7,13 +7,14 @@
 #                                      parity tests and benchmark: see tools/gpu/check.sh there
 #   scripts/cuda.sh run COMMAND...     a command with the build's environment
 #
-# The toolkit is that of CUDA_HOME or CUDA_PATH, else of nvcc on the PATH, else that of
-# /usr/local/cuda, else CUDA 13.0 from NVIDIA's wheels on PyPI, which go into the cache
+# The toolkit, of version 13, is that of CUDA_HOME or CUDA_PATH, else of nvcc on the PATH, else
+# that of /usr/local/cuda, else CUDA 13.0 from NVIDIA's wheels on PyPI, which go into the cache
 # (250 MB to download). The first build compiles the kernels of candle: 20 minutes.
 #
-#   CUDA_COMPUTE_CAP   least compute capability of the GPUs, 80 (Ampere) by default; the
-#                      drivers of later ones translate
-#   PACK_MINILM=1      packs the weights of all-MiniLM-L6-v2 too
+#   CUDA_COMPUTE_CAP       least compute capability of the GPUs, 80 (Ampere) by default; the
+#                          drivers of later ones translate
+#   PACK_MINILM=1          packs the weights of all-MiniLM-L6-v2 too
+#   PG_SIGHT_CUDA_TARGET   folder of the builds, by default the cache's target-cuda
 
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -26,45 +27,56 @@ CUDA_TARGET=${PG_SIGHT_CUDA_TARGET:-$CACHE/target-cuda}
 # and all kernels compiled again.
 CUDA_PACKAGES=(-p sight-models -p pg_sight_server --features "sight-models/cuda,pg_sight_server/cuda")
 
+# The major version of a toolkit.
+toolkit_major() { "$1/bin/nvcc" --version | sed -nE 's/.* release ([0-9]+)\..*/\1/p'; }
+
 # Sets CUDA_HOME.
 find_toolkit() {
-    local compiler
+    local compiler major
     for CUDA_HOME in "${CUDA_HOME:-}" "${CUDA_PATH:-}"; do
-        [ -z "$CUDA_HOME" ] || [ ! -x "$CUDA_HOME/bin/nvcc" ] || return 0
+        [ -x "${CUDA_HOME:-/nowhere}/bin/nvcc" ] || continue
+        major=$(toolkit_major "$CUDA_HOME")
+        [ "$major" != 13 ] || return 0
+        fail "the toolkit $CUDA_HOME is not of CUDA 13${major:+, but of CUDA $major}" \
+            "Name one of CUDA 13 in CUDA_HOME, or leave CUDA_HOME and CUDA_PATH unset to have one downloaded."
     done
-    if compiler=$(command -v nvcc); then
-        CUDA_HOME=$(dirname "$(dirname "$(readlink -f "$compiler")")")
-    elif [ -x /usr/local/cuda/bin/nvcc ]; then
-        CUDA_HOME=/usr/local/cuda
+    compiler=$(command -v nvcc) || compiler=/nowhere/bin/nvcc
+    for CUDA_HOME in "$(dirname "$(dirname "$(readlink -m "$compiler")")")" /usr/local/cuda; do
+        [ -x "$CUDA_HOME/bin/nvcc" ] || continue
+        major=$(toolkit_major "$CUDA_HOME")
+        [ "$major" != 13 ] || return 0
+        say "  The toolkit $CUDA_HOME is passed over: it is not of CUDA 13${major:+, but of CUDA $major}"
+    done
+    CUDA_HOME=$CUDA_WHEELS/nvidia/cu13
+    if [ -x "$CUDA_HOME/bin/nvcc" ]; then
+        already "CUDA toolkit"
     else
-        CUDA_HOME=$CUDA_WHEELS/nvidia/cu13
-        if [ -f "$CUDA_WHEELS/made" ]; then
-            already "CUDA toolkit"
-        else
-            step cuda-toolkit "CUDA toolkit (250 MB)" download_toolkit
-        fi
+        [ -x "$PYTHON" ] || "$REPO/scripts/setup.sh" python
+        step cuda-toolkit "CUDA toolkit (250 MB)" download_toolkit
     fi
 }
 
+# Whole or not at all.
 download_toolkit() {
-    local part
-    rm -rf "$CUDA_WHEELS"
-    mkdir -p "$CUDA_WHEELS/wheels"
+    local new=$CUDA_WHEELS.new home=$CUDA_WHEELS.new/nvidia/cu13 part
+    rm -rf "$new"
+    mkdir -p "$new/wheels"
     for part in nvcc crt cccl runtime nvrtc; do
         set -- "$@" "nvidia-cuda-$part==13.0.*"
     done
-    python3 -m pip --disable-pip-version-check --no-input download --no-deps --only-binary=:all: \
-        -d "$CUDA_WHEELS/wheels" "$@" "nvidia-nvvm==13.0.*"
-    for part in "$CUDA_WHEELS"/wheels/*.whl; do
-        python3 -m zipfile -e "$part" "$CUDA_WHEELS"
+    "$PYTHON" -m pip --disable-pip-version-check --no-input download --no-deps --only-binary=:all: \
+        -d "$new/wheels" "$@" "nvidia-nvvm==13.0.*"
+    for part in "$new"/wheels/*.whl; do
+        "$PYTHON" -m zipfile -e "$part" "$new"
     done
-    rm -rf "$CUDA_WHEELS/wheels"
+    rm -rf "$new/wheels"
     # What wheels cannot say: which files are programs, and the names that linkers look for.
-    chmod a+x "$CUDA_HOME"/bin/* "$CUDA_HOME"/nvvm/bin/*
-    ln -s lib "$CUDA_HOME/lib64"
-    ln -s libcudart.so.13 "$CUDA_HOME/lib/libcudart.so"
-    ln -s libnvrtc.so.13 "$CUDA_HOME/lib/libnvrtc.so"
-    touch "$CUDA_WHEELS/made"
+    chmod a+x "$home"/bin/* "$home"/nvvm/bin/*
+    ln -s lib "$home/lib64"
+    ln -s libcudart.so.13 "$home/lib/libcudart.so"
+    ln -s libnvrtc.so.13 "$home/lib/libnvrtc.so"
+    rm -rf "$CUDA_WHEELS"
+    mv "$new" "$CUDA_WHEELS"
 }
 
 # The driver's and CUDA's libraries are not needed to build: the program looks for them where
@@ -84,6 +96,7 @@ use_toolkit() {
     export CUDA_HOME CUDA_PATH=$CUDA_HOME PATH=$CUDA_HOME/bin:$PATH
     export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CARGO_TARGET_DIR=$CUDA_TARGET
     export LIBRARY_PATH=$CUDA_STUBS:$CUDA_HOME/lib64${LIBRARY_PATH:+:$LIBRARY_PATH}
+    claim_target
 }
 
 build_cuda() {
@@ -154,8 +167,12 @@ while [ $# -gt 0 ]; do
 done
 NVCC
     chmod a+x "$CUDA_HOME/bin/nvcc"
+    # In which candle would look for the compiler first.
+    unset NVCC
     export CUDA_HOME CUDA_PATH=$CUDA_HOME PATH=$CUDA_HOME/bin:$PATH
-    export CUDA_COMPUTE_CAP=80 CARGO_TARGET_DIR=${PG_SIGHT_CUDA_TARGET:-$CACHE/target-cuda-check}
+    # Never that of the builds: their kernels are not empty.
+    export CUDA_COMPUTE_CAP=80 CARGO_TARGET_DIR=$CACHE/target-cuda-check
+    claim_target
 }
 
 check_cuda() {
@@ -168,9 +185,21 @@ check_cuda() {
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     case ${1:-} in
     build) build_cuda ;;
-    check) shift && check_cuda "$@" ;;
-    pack) [ $# -eq 2 ] || fail "usage: scripts/cuda.sh pack FOLDER" && pack "$2" ;;
-    run) shift && use_toolkit && cd "$REPO" && "$@" ;;
+    check)
+        shift
+        check_cuda "$@"
+        ;;
+    pack)
+        [ $# -eq 2 ] || fail "usage: scripts/cuda.sh pack FOLDER"
+        pack "$2"
+        ;;
+    run)
+        # Not joined with &&, which would let go on what fails in functions.
+        shift
+        use_toolkit
+        cd "$REPO"
+        "$@"
+        ;;
     *) fail "usage: scripts/cuda.sh build | check | pack FOLDER | run COMMAND..." ;;
     esac
 fi

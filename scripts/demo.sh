@@ -16,7 +16,7 @@ fingerprint() {
         cat "$("$PG_CONFIG" --pkglibdir)/pg_sight.so" "$(bindir)/pg_sight_server"
         cat "$("$PG_CONFIG" --sharedir)"/extension/pg_sight*
         find "$REPO/demo/captioner" -type f -exec sha256sum {} + | sed 's/ .*//' | sort
-        cat "$REPO"/tools/demo/*.py "$0"
+        cat "$REPO"/tools/demo/*.py "$REPO"/demo/*.sql "$0"
     } | sha256sum | cut -d' ' -f1
 }
 
@@ -93,7 +93,8 @@ in psql:
 
 A column takes one encoder's vectors: all-mpnet-base-v2 makes vector(768).
 
-Go on:  make psql          opens psql on this database, or reads SQL from a pipe
+Go on:  make gallery       opens a search page on these pictures in the browser
+        make psql          opens psql on this database, or reads SQL from a pipe
         make clean-demo    stops the cluster and removes it
 END
 }

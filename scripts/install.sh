@@ -4,6 +4,7 @@
 #   scripts/install.sh            into PG_CONFIG's PostgreSQL, or the downloaded one
 #   SUDO=sudo scripts/install.sh  the same where only root may write there
 #   CUDA=1 scripts/install.sh     with a model server for NVIDIA GPUs; see cuda.sh
+#   DESTDIR=/folder scripts/install.sh  into a copy of the paths below that folder, for packages
 
 . "$(dirname "$0")/cuda.sh"
 choose_postgres
@@ -33,12 +34,13 @@ install_files() {
     local file target mode
     find "$STAGE" -type f -printf '/%P\n' | while read -r target; do
         file=$STAGE$target
-        if cmp -s "$file" "$target"; then
-            continue
-        fi
         mode=644
         [ "$target" != "$(bindir)/pg_sight_server" ] || mode=755
         case $target in *.so) mode=755 ;; esac
+        target=${DESTDIR:-}$target
+        if cmp -s "$file" "$target"; then
+            continue
+        fi
         echo "$target"
         ${SUDO:-} install -D -m "$mode" "$file" "$target.new"
         ${SUDO:-} mv -f "$target.new" "$target"
@@ -48,7 +50,7 @@ install_files() {
 check_writable() {
     local dir
     for dir in "$(bindir)" "$("$PG_CONFIG" --pkglibdir)" "$("$PG_CONFIG" --sharedir)/extension"; do
-        [ -n "${SUDO:-}" ] || [ -w "$dir" ] ||
+        [ -n "${SUDO:-}" ] || [ -n "${DESTDIR:-}" ] || [ -w "$dir" ] ||
             fail "folder $dir cannot be written" \
                 "Run it as: make install PG_CONFIG=$PG_CONFIG SUDO=sudo"
     done
@@ -59,4 +61,4 @@ check_writable
 exec 8>"$CACHE/install.lock"
 flock 8
 step build "Extension and model server (the first time ${CUDA:+twice }20 minutes)" build
-step install "Install into PostgreSQL $PG_MAJOR" install_files
+step install "Install into ${DESTDIR:-PostgreSQL $PG_MAJOR}" install_files

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Format and lints. cargo-deny and shellcheck run where they are installed.
+# Format and lints. cargo-deny runs where it is installed.
 
 . "$(dirname "$0")/common.sh"
 
-"$REPO/scripts/setup.sh" packages rust postgres
+"$REPO/scripts/setup.sh" packages rust postgres linters
 choose_postgres
 cd "$REPO"
 
@@ -23,8 +23,8 @@ say "" "cargo clippy of the code for GPUs"
 say "" "the extension depends on nothing that computes"
 # Models and CUDA are the server's alone: what fails there must not fail in a backend.
 # shellcheck disable=SC2046 # two options
-if cargo tree -p pg_sight --edges no-dev,no-build $(pg_features) --prefix none |
-    grep -E '^(candle-core|cudarc|cuda-loader|sight-models|tokio) '; then
+tree=$(cargo tree -p pg_sight --edges no-dev,no-build $(pg_features) --prefix none)
+if grep -E '^(candle-core|cudarc|cuda-loader|sight-models|tokio) ' <<<"$tree"; then
     fail "the extension would link the above"
 fi
 if command -v cargo-deny >/dev/null; then
@@ -33,9 +33,9 @@ if command -v cargo-deny >/dev/null; then
 else
     say "" "cargo deny: not installed, left out"
 fi
-if command -v shellcheck >/dev/null; then
-    say "" "shellcheck"
-    shellcheck -x scripts/*.sh bench/run.sh tools/gpu/check.sh .ci/run
-else
-    say "" "shellcheck: not installed, left out"
-fi
+say "" "shellcheck"
+"$LINTERS/shellcheck" -x scripts/*.sh docker/bin/* docker/steps/*.sh docker/tests/*.sh bench/run.sh tools/gpu/check.sh .ci/run
+say "" "Dockerfile, compose files, CloudFormation template"
+"$LINTERS/hadolint" docker/Dockerfile
+"$LINTERS/python" -B docker/tests/check_files.py
+"$LINTERS/cfn-lint" docker/aws/template.yaml

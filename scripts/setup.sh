@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Sets up what a build, the tests and the demo need; what is there is left alone.
 #
-#   scripts/setup.sh [packages] [rust] [postgres] [pgrx] [python] [models]
+#   scripts/setup.sh [packages] [rust] [postgres] [pgrx] [python] [models] [examples] [browser] [linters]
 #
-# Without arguments all of them.
+# Without arguments all but the last three: the examples' Python packages and the browser are large.
 
 . "$(dirname "$0")/common.sh"
 
@@ -52,21 +52,6 @@ install_packages() {
     }
 }
 
-# Cargo takes what another clone left in a shared target folder for this one's
-# where the files' times allow it, test programs with the other's paths included:
-# when the clone changes, what is not of a registry is built anew.
-claim_target() {
-    local mark=$CARGO_TARGET_DIR/clone crates
-    [ "$(cat "$mark" 2>/dev/null)" != "$REPO" ] || return 0
-    if [ -d "$CARGO_TARGET_DIR/release" ]; then
-        crates="-p pg_sight -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models -p sight-hub -p fake-hub"
-        # shellcheck disable=SC2086 # options
-        (cd "$REPO" && cargo clean --quiet --release $crates -p pg_sight_server -p pg_sight_tests)
-    fi
-    mkdir -p "$CARGO_TARGET_DIR"
-    printf '%s\n' "$REPO" >"$mark"
-}
-
 setup_rust() {
     local wanted found
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$REPO/Cargo.toml")
@@ -96,7 +81,51 @@ make_venv() {
     cp "$1" "$VENV/requirements.txt"
 }
 
+setup_linters() {
+    local requirements=$REPO/tools/lint/requirements.txt
+    if [ -x "$LINTERS/python" ] && cmp -s "$requirements" "$LINTERS/requirements.txt"; then
+        already "Linters"
+    else
+        step linters "Linters in a virtual environment (80 MB)" make_linters "$requirements"
+    fi
+}
+
+make_linters() {
+    python3 -m venv --clear "$(dirname "$LINTERS")"
+    "$LINTERS/python" -m pip --disable-pip-version-check --no-input install -r "$1"
+    cp "$1" "$LINTERS/requirements.txt"
+}
+
 pip() { "$PYTHON" -m pip --disable-pip-version-check --no-input "$@"; }
+
+setup_examples() {
+    local requirements
+    requirements=$(cat "$REPO/examples/requirements.txt" "$REPO/examples/tests/requirements.txt")
+    if [ -x "$EXAMPLES_PYTHON" ] && [ "$requirements" = "$(cat "$EXAMPLES_VENV/requirements.txt" 2>/dev/null)" ]; then
+        already "Python packages of the examples"
+    else
+        step examples "Python packages of the examples (900 MB)" make_examples_venv "$requirements"
+    fi
+}
+
+make_examples_venv() {
+    "$EXAMPLES_PYTHON" -c '' 2>/dev/null || python3 -m venv --clear "$EXAMPLES_VENV"
+    printf '%s\n' "$1" >"$EXAMPLES_VENV/requirements.new"
+    "$EXAMPLES_PYTHON" -m pip --disable-pip-version-check --no-input install -r "$EXAMPLES_VENV/requirements.new"
+    mv "$EXAMPLES_VENV/requirements.new" "$EXAMPLES_VENV/requirements.txt"
+}
+
+# What drives the gallery in its test.
+setup_browser() {
+    if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then
+        already "Chromium with its driver"
+    elif command -v dpkg-query >/dev/null && [ "$IS_ROOT" = yes ]; then
+        step browser "Chromium with its driver" install_packages chromium chromium-driver
+    else
+        fail "Chromium and its driver are missing; on Debian, install them as root with" \
+            "    apt-get install --no-install-recommends chromium chromium-driver"
+    fi
+}
 
 setup_postgres() {
     local given=${PG_CONFIG:-}
@@ -162,7 +191,7 @@ flock -n 9 || {
 [ $# -gt 0 ] || set -- packages rust python postgres pgrx models
 for part in "$@"; do
     case $part in
-    packages | rust | python | postgres | pgrx | models) "setup_$part" ;;
+    packages | rust | python | postgres | pgrx | models | examples | browser | linters) "setup_$part" ;;
     *) fail "there is no set-up part \"$part\"" ;;
     esac
 done

@@ -4,6 +4,7 @@
 . "$(dirname "$0")/common.sh"
 
 "$REPO/scripts/setup.sh"
+"$REPO/scripts/setup.sh" examples browser
 choose_postgres
 choose_user
 cd "$REPO"
@@ -17,7 +18,7 @@ say "" "Benchmark of vector indexes"
 (cd bench/ann && "$PYTHON" -B -m unittest discover -s tests)
 
 say "" "Crates"
-cargo test --release -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models -p sight-hub -p pg_sight_server
+cargo test --release -p sight-protocol -p ivf-store -p faiss-ivf -p sight-models -p cuda-loader -p sight-hub -p pg_sight_server
 
 say "" "Extension and server in PostgreSQL $PG_MAJOR"
 "$REPO/scripts/install.sh"
@@ -26,4 +27,12 @@ if [ "$PG_CONFIG" = "$DOWNLOADED_18" ]; then
     PG='' PG_CONFIG=$DOWNLOADED_16 "$REPO/scripts/install.sh"
     export PG_SIGHT_OLD_PG_CONFIG=$DOWNLOADED_16
 fi
+
+say "" "Examples"
+(cd examples && "$EXAMPLES_PYTHON" -B -m unittest discover -s tests)
+
+say "" "Scripts of the container"
+"$REPO/scripts/container.sh"
+
+say "" "SQL and clusters"
 cargo test --release -p pg_sight_tests "$@"

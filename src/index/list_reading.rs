@@ -1,7 +1,7 @@
 //! What a scan makes of the pages of a list.
 
 use faiss_ivf::{CodeFactors, CodeScanner, CodedQuery, FaissError};
-use ivf_store::{ListLayout, ListPage, Place};
+use ivf_store::{ListLayout, ListPage};
 
 use super::candidates::{Candidates, Keyed};
 use super::opclass::OpClass;
@@ -68,8 +68,8 @@ impl ListReading<'_> {
             );
             return Ok(());
         }
-        for (entry, &key) in self.keys.iter().enumerate() {
-            let Some(Place::Tid(tid)) = page.place(entry) else {
+        for (&key, tid) in self.keys.iter().zip(page.tids()) {
+            let Some(tid) = tid else {
                 continue;
             };
             let candidate = Keyed { key, tid };

@@ -218,20 +218,28 @@ unsafe fn factory_option(index: pg_sys::Relation) -> Option<Factory> {
 pub(super) unsafe fn factory(index: pg_sys::Relation, opclass: &OpClass, dim: u32) -> Factory {
     // SAFETY: the caller's promise.
     let option = unsafe { factory_option(index) };
-    option.unwrap_or_else(|| default_factory(opclass, dim))
+    let factory = option.unwrap_or_else(|| default_factory(opclass, dim));
+    let with_copies = factory.with_copies();
+    match dim >= MIN_CODED_DIMENSIONS && fits(&with_copies, opclass, dim) {
+        true => with_copies,
+        false => factory,
+    }
 }
 
-/// Vectors of fewer dimensions are stored as they are where nobody says anything else:
-/// few signs say little, and the vectors are not much longer.
+/// Whether such entries fit into pages.
+fn fits(factory: &Factory, opclass: &OpClass, dim: u32) -> bool {
+    ListLayout::new(layout_codes(factory, opclass, dim as usize)).is_some()
+}
+
+/// Vectors of fewer dimensions are stored as they are where nobody says anything else, and
+/// without copies: few signs say little, and the vectors are not much longer.
 const MIN_CODED_DIMENSIONS: u32 = 64;
 
 /// What the lists hold where nobody says it.
 fn default_factory(opclass: &OpClass, dim: u32) -> Factory {
-    let fits =
-        |factory: &Factory| ListLayout::new(layout_codes(factory, opclass, dim as usize)).is_some();
     if dim < MIN_CODED_DIMENSIONS {
         Factory::FLAT
-    } else if fits(&Factory::DEFAULT) {
+    } else if fits(&Factory::DEFAULT, opclass, dim) {
         Factory::DEFAULT
     } else {
         Factory::DEFAULT_FOR_LONG

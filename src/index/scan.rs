@@ -428,6 +428,9 @@ impl Progress {
                     }
                     announced += 1;
                 }
+                if let Some(block) = cursors.get(turn + 1).and_then(|(_, cursor)| cursor.next()) {
+                    at.store.warm(block);
+                }
                 let (place, cursor) = &mut cursors[turn];
                 // SAFETY: the caller's promise.
                 unsafe { self.read_page(*place, cursor, at) };

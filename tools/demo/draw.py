@@ -14,6 +14,7 @@ from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
+import numpy as np
 from progress import progress
 
 GENERATOR = Path(__file__).resolve().parents[1] / "demo-captioner"
@@ -26,6 +27,14 @@ from demo_captioner.picture import picture_bytes  # noqa: E402
 FIRST_SEED = 8_010_000
 SIZES = [(480, 360), (640, 480), (400, 400), (360, 480), (512, 384)]
 
+# What a product of each category costs, more or less, in some currency.
+TYPICAL_PRICES = {
+    "sneaker": 80, "boot": 120, "sandal": 40, "high heel": 90, "t-shirt": 20, "dress": 70,
+    "skirt": 45, "trousers": 60, "hat": 30, "cap": 20, "handbag": 110, "backpack": 75,
+    "mug": 12, "teapot": 35, "bottle": 18, "watch": 150, "sunglasses": 55, "chair": 130,
+    "sofa": 700, "lamp": 65, "umbrella": 25,
+}  # fmt: skip
+
 
 def draw(folder, seed):
     """Draws one picture, whole or not at all."""
@@ -35,6 +44,17 @@ def draw(folder, seed):
     partial_file = target.with_suffix(".part")
     partial_file.write_bytes(picture_bytes(Product.sample(seed), SIZES[seed % len(SIZES)]))
     partial_file.replace(target)
+
+
+def catalogue_entry(product):
+    """What a shop knows of a product besides its picture. The price is invented, from the seed."""
+    low, high = 0.6 * TYPICAL_PRICES[product.category], 1.4 * TYPICAL_PRICES[product.category]
+    price = np.random.default_rng([product.seed, 3]).uniform(low, high)
+    return {
+        "category": product.category,
+        "colour": product.colour,
+        "price": f"{int(price)}.90",
+    }
 
 
 def fingerprint():
@@ -66,8 +86,13 @@ def main():
         drawn = pool.imap_unordered(partial(draw, args.folder), seeds, chunksize=4)
         for _ in progress(drawn, "Draw product pictures", args.count):
             pass
-    truth = {str(seed): Product.sample(seed).caption for seed in seeds}
-    (args.folder / "captions.json").write_text(json.dumps(truth, indent=1))
+    products = {str(seed): Product.sample(seed) for seed in seeds}
+    write(args.folder / "captions.json", {s: p.caption for s, p in products.items()})
+    write(args.folder / "catalogue.json", {s: catalogue_entry(p) for s, p in products.items()})
+
+
+def write(file, contents):
+    file.write_text(json.dumps(contents, indent=1))
 
 
 if __name__ == "__main__":

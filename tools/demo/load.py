@@ -16,18 +16,22 @@ import psycopg
 from progress import progress
 
 INSERT = """
-    INSERT INTO product (image)
-    SELECT image FROM unnest(%b::bytea[]) WITH ORDINALITY AS pictures (image, place)
+    INSERT INTO product (image, category, colour, price)
+    SELECT image, category, colour, price
+    FROM unnest(%b::bytea[], %t::text[], %t::text[], %t::numeric[])
+        WITH ORDINALITY AS pictures (image, category, colour, price, place)
     ORDER BY place
     RETURNING id, description
 """
 
 
-def load(connect, files):
+def load(connect, files, catalogue):
     """Inserts the files in one statement; returns (id, description) for each, in order."""
     with connect() as connection:
         images = [file.read_bytes() for file in files]
-        return connection.execute(INSERT, [images], binary=True).fetchall()
+        entries = [catalogue[file.stem] for file in files]
+        known = [[entry[name] for entry in entries] for name in ("category", "colour", "price")]
+        return connection.execute(INSERT, [images, *known], binary=True).fetchall()
 
 
 def main():
@@ -41,13 +45,14 @@ def main():
     args = parser.parse_args()
 
     truth = json.loads((args.folder / "captions.json").read_text())
+    catalogue = json.loads((args.folder / "catalogue.json").read_text())
     files = [args.folder / f"{seed}.jpg" for seed in truth]
     chunks = [files[i : i + args.per_statement] for i in range(0, len(files), args.per_statement)]
-    right = insert_all(args, chunks, truth)
+    right = insert_all(args, chunks, truth, catalogue)
     print(f"  {right} of {len(files)} descriptions say exactly what was drawn")
 
 
-def insert_all(args, chunks, truth):
+def insert_all(args, chunks, truth, catalogue):
     """Inserts the chunks and counts the descriptions that equal the true captions."""
 
     def connect():
@@ -61,7 +66,7 @@ def insert_all(args, chunks, truth):
         ThreadPoolExecutor(args.connections) as pool,
         progress(None, "Describe and embed in SQL", total) as bar,
     ):
-        pending = {pool.submit(load, connect, chunk): chunk for chunk in chunks}
+        pending = {pool.submit(load, connect, chunk, catalogue): chunk for chunk in chunks}
         try:
             for done in as_completed(pending):
                 chunk = pending[done]

@@ -23,7 +23,7 @@ mkdir -p "$RESULTS" "$MODELS"
 # The program finds cuBLAS and its like as any other does; those of Python's wheels too.
 libraries() {
     local name folder
-    for name in libcublas.so.13 libcublasLt.so.13 libcurand.so.10 libnvrtc.so.13 libcudart.so.13; do
+    for name in libcublas.so.13 libcublasLt.so.13 libcurand.so.10; do
         if ldconfig -p | grep -q "$name"; then
             continue
         fi
@@ -51,10 +51,11 @@ part() {
 parity() {
     export PG_SIGHT_TEST_DEVICE=cuda PG_SIGHT_TEST_ROOT=$HERE/crates/models
     [ ! -f "$HERE/minilm/model.safetensors" ] || export PG_SIGHT_MINILM=$HERE/minilm
-    part kernels 120 "$HERE/bin/kernel-tests" cuda --ignored --nocapture --test-threads 1
+    part kernels 120 "$HERE/bin/kernel-tests" ops::device_tests --nocapture --test-threads 1
     part models 240 "$HERE/bin/device-tests" --nocapture --test-threads 1
 }
 
+# shellcheck disable=SC2329 # called by the bash that speed starts
 models() {
     local kind
     for kind in mpnet-base blip-large; do
@@ -68,6 +69,7 @@ models() {
 }
 
 speed() {
+    rm -f "$RESULTS/results-gpu.md" "$RESULTS/clients.log"
     part make-models 200 bash -c models
     part speed 300 "$PYTHON" -B "$HERE/bench/gpu.py" --turns "$HERE/bin/turns" --texts "$HERE/texts.txt" \
         --pictures "$HERE/demo/goldens" --models "$MODELS" --report "$RESULTS/results-gpu.md" --rounds "${ROUNDS:-7}"

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_fail_before_their_library_is_there() {
+    fn functions_fail_where_their_library_is_not_there() {
         // With a driver it is found by then, and without one it stays absent.
         let loaded = load();
         // SAFETY: it takes a number, and is safe to call again and again.

@@ -214,6 +214,24 @@ struct TrainingIndex : faiss::IndexFlat {
     }
 };
 
+/// Inner products with `n` vectors of whole numbers of one byte.
+template <typename Byte>
+void integer_products(
+        size_t dim,
+        const int16_t* query,
+        const Byte* vectors,
+        size_t n,
+        int32_t* out) {
+    for (size_t i = 0; i < n; i++, vectors += dim) {
+        // Compilers make vector instructions of this form of it.
+        int32_t sum = 0;
+        for (size_t j = 0; j < dim; j++) {
+            sum += int32_t(int16_t(vectors[j])) * query[j];
+        }
+        out[i] = sum;
+    }
+}
+
 } // namespace
 
 int faiss_ivf_set_threads(int threads) {
@@ -300,14 +318,16 @@ void faiss_ivf_byte_products(
         const int8_t* vectors,
         size_t n,
         int32_t* out) {
-    for (size_t i = 0; i < n; i++, vectors += dim) {
-        // Compilers make vector instructions of this form of it.
-        int32_t sum = 0;
-        for (size_t j = 0; j < dim; j++) {
-            sum += int32_t(vectors[j]) * query[j];
-        }
-        out[i] = sum;
-    }
+    integer_products(dim, query, vectors, n, out);
+}
+
+void faiss_ivf_code_products(
+        size_t dim,
+        const int16_t* weights,
+        const uint8_t* codes,
+        size_t n,
+        int32_t* out) {
+    integer_products(dim, weights, codes, n, out);
 }
 
 int faiss_ivf_half_distances(

@@ -91,6 +91,15 @@ void faiss_ivf_byte_products(
         size_t n,
         int32_t* out);
 
+/// Writes the inner products of `weights` with `n` contiguous codes of `dim` bytes to
+/// `out`. The caller sees to it that no sum overflows.
+void faiss_ivf_code_products(
+        size_t dim,
+        const int16_t* weights,
+        const uint8_t* codes,
+        size_t n,
+        int32_t* out);
+
 /// Writes the distances of `query` to `n` codes of `dim` 16-bit floats, each
 /// `code_size` bytes behind the one before and at any address, to `out`.
 int faiss_ivf_half_distances(

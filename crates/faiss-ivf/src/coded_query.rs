@@ -13,7 +13,8 @@ const ROUNDING: f32 = 4e-7;
 
 impl Coding {
     /// Prepares to compare codes with `query` `(dim)`. By its code a row is taken to be
-    /// no nearer than its estimate less so many standard deviations of it.
+    /// no nearer than its estimate less so many standard deviations of it, or than is
+    /// certain by Cauchy and Schwarz where the vectors lie behind codes of 8 bits.
     ///
     /// # Errors
     /// `InvalidArgument` when a component is not finite or the length does not fit.
@@ -21,6 +22,11 @@ impl Coding {
         let mapped = self.map(query)?;
         let lost = self.lost(query, &mapped);
         let codes = self.codes.as_ref();
+        let deviations = match self.factory().is_certain() {
+            // The error is ‖δ‖ / √(d - 1).
+            true => (self.code_dim() as f32 - 1.0).max(1.0).sqrt(),
+            false => deviations,
+        };
         let refine = self.refine.as_ref().map(|refine| {
             let mut away = query.to_vec();
             subtract(&mut away, &refine.mean);
@@ -147,9 +153,11 @@ impl CodedQuery {
             Metric::L2 => key,
             Metric::InnerProduct => self.square + square + 2.0 * key,
         };
+        // The key is a sum of floats.
+        let rounding = (self.square + square + key.abs()) * f64::from(ROUNDING);
         let reach = match self.is_cut_off {
             true => f32::INFINITY,
-            false => self.deviations * away.max(0.0).sqrt() as f32,
+            false => self.deviations * (away.max(0.0) + rounding).sqrt() as f32,
         };
         ListQuery {
             constant: key as f32,
@@ -204,7 +212,7 @@ impl CodedQuery {
         let [scale, offset, error] = factors;
         let scored = scale * refine.scorer.score(code)?;
         let rounding = (refine.constant.abs() + offset.abs() + scored.abs()) * ROUNDING;
-        let margin = refine.reach * error + rounding;
+        let margin = refine.reach * error + scale.abs() * refine.scorer.error() + rounding;
         Ok(known(refine.constant + offset + scored - margin))
     }
 }

@@ -58,6 +58,33 @@ impl Factory {
     };
 }
 
+impl Factory {
+    /// Where vectors as they are are meant: copies of them in 8 bits before them, of which
+    /// a search reads a quarter of the bytes, and by bounds that are certain only the
+    /// vectors of the nearest ([`Coding`](crate::Coding)).
+    #[must_use]
+    pub fn with_copies(self) -> Self {
+        match self.code {
+            Code::Flat => Self {
+                code: Code::Lossy(QuantizerKind::Sq8),
+                refine: Some(Code::Flat),
+                ..self
+            },
+            Code::Lossy(_) => self,
+        }
+    }
+
+    /// Whether what a search finds in the lists that it reads is to be what it would find
+    /// there by the vectors themselves.
+    pub(crate) fn is_certain(&self) -> bool {
+        *self
+            == Self {
+                lists: self.lists,
+                ..Self::FLAT.with_copies()
+            }
+    }
+}
+
 impl Code {
     /// The encoding, if it loses something.
     pub const fn quantizer(self) -> Option<QuantizerKind> {

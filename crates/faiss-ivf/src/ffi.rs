@@ -76,6 +76,14 @@ unsafe extern "C" {
         out: *mut i32,
     );
 
+    pub(crate) fn faiss_ivf_code_products(
+        dim: usize,
+        weights: *const i16,
+        codes: *const u8,
+        n: usize,
+        out: *mut i32,
+    );
+
     pub(crate) fn faiss_ivf_half_distances(
         metric: c_int,
         dim: usize,

@@ -12,6 +12,7 @@
 //! L2 distance is squared and smaller when nearer. Cosine distance is the inner
 //! product of normalised vectors; [`normalize`] prepares them.
 
+mod byte_scan;
 mod coarse;
 mod codec;
 mod coded_query;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::byte_scan::ByteScan;
 use crate::coder::Coder;
 use crate::distance::{check_finite, rows};
 use crate::error::FaissError;
@@ -323,6 +324,9 @@ impl Quantizer {
         let Some(coder) = &self.coder else {
             return Ok(Scorer::packed(signs::fast_scan(query)));
         };
+        if self.kind == QuantizerKind::Sq8 {
+            return Ok(Scorer::bytes(ByteScan::new(coder, query)));
+        }
         let Some(shape) = self.kind.product(self.dim) else {
             return Scorer::scalar(coder, query);
         };

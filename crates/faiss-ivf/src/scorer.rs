@@ -3,6 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::byte_scan::ByteScan;
 use crate::coder::Coder;
 use crate::error::FaissError;
 use crate::fast_scan::FastScan;
@@ -17,6 +18,7 @@ pub struct Scorer(Method);
 #[derive(Debug)]
 enum Method {
     Packed(FastScan),
+    Bytes(ByteScan),
     Scalar(ScalarScorer),
     Product(ProductScorer),
 }
@@ -24,6 +26,10 @@ enum Method {
 impl Scorer {
     pub(crate) fn packed(tables: FastScan) -> Self {
         Scorer(Method::Packed(tables))
+    }
+
+    pub(crate) fn bytes(scan: ByteScan) -> Self {
+        Scorer(Method::Bytes(scan))
     }
 
     pub(crate) fn scalar(coder: &Arc<Coder>, query: &[f32]) -> Result<Self, FaissError> {
@@ -59,6 +65,7 @@ impl Scorer {
         }
         let bytes = match &self.0 {
             Method::Packed(tables) => n.div_ceil(SLOTS).saturating_mul(tables.block_size()),
+            Method::Bytes(scan) => n.saturating_mul(scan.code_size()),
             Method::Scalar(scorer) => n.saturating_mul(scorer.coder.code_size()),
             Method::Product(scorer) => n.saturating_mul(scorer.m),
         };
@@ -70,6 +77,10 @@ impl Scorer {
         })?;
         match &mut self.0 {
             Method::Packed(tables) => tables.scan(codes, out),
+            Method::Bytes(scan) => {
+                scan.scan(codes, out);
+                Ok(())
+            }
             Method::Scalar(scorer) => scorer.scan(codes, out),
             Method::Product(scorer) => scorer.scan(codes, out),
         }
@@ -82,6 +93,7 @@ impl Scorer {
     pub fn score(&self, code: &[u8]) -> Result<f32, FaissError> {
         let size = match &self.0 {
             Method::Packed(_) => None,
+            Method::Bytes(scan) => Some(scan.code_size()),
             Method::Scalar(scorer) => Some(scorer.coder.code_size()),
             Method::Product(scorer) => Some(scorer.m),
         };
@@ -94,6 +106,7 @@ impl Scorer {
         let mut score = [0.0];
         match &self.0 {
             Method::Packed(_) => {}
+            Method::Bytes(scan) => score[0] = scan.score(code),
             Method::Scalar(scorer) => scorer.scan(code, &mut score)?,
             Method::Product(scorer) => scorer.scan(code, &mut score)?,
         }
@@ -101,17 +114,18 @@ impl Scorer {
     }
 
     /// A bound on the difference between a score and the inner product with the
-    /// decoded vector, that the tables of 8 bits of packed kinds cause; 0 for other
-    /// kinds, which only round as floats do.
+    /// decoded vector: the tables of packed kinds have 8 bits, the weights of codes of a
+    /// byte a component 16. It is 0 for other kinds, which only round as floats do.
     pub fn error(&self) -> f32 {
         match &self.0 {
             Method::Packed(tables) => tables.error(),
+            Method::Bytes(scan) => scan.error(),
             Method::Scalar(_) | Method::Product(_) => 0.0,
         }
     }
 }
 
-/// Scores codes of FAISS's scalar quantizers.
+/// Scores codes of FAISS's scalar quantizers that have no scan of their own.
 #[derive(Debug)]
 struct ScalarScorer {
     computer: NonNull<ffi::ScalarScorer>,

@@ -160,6 +160,18 @@ impl<'a> ListPage<'a> {
         }
     }
 
+    /// The rows of all slots in use, `None` for free ones; nothing where there are row pages.
+    pub fn tids(&self) -> impl Iterator<Item = Option<Tid>> + use<'a> {
+        let count = match self.layout.row_capacity() {
+            0 => self.info.count,
+            _ => 0,
+        };
+        let at = self.layout.tid_at(0);
+        let (bits, _) = self.bytes[at..at + count * size_of::<u64>()].as_chunks();
+        bits.iter()
+            .map(|bits| Tid::from_bits(u64::from_ne_bytes(*bits)))
+    }
+
     /// The row pages, each with how many of its slots are in use.
     pub fn row_pages(&self) -> impl ExactSizeIterator<Item = (Block, usize)> + use<'a> {
         let (page, capacity) = (*self, self.layout.row_capacity());

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::device::Placement;
+use crate::ops::put_rows;
 
 /// Keys and values of a picture or a text for one layer, each (rows, hidden).
 #[derive(Debug, Clone)]
@@ -31,8 +32,8 @@ impl KeysAndValues {
 
     /// Writes the keys and values of tokens from row `first` on.
     pub(crate) fn write(&self, keys: &Tensor, values: &Tensor, first: usize) -> Result<()> {
-        self.keys.slice_set(keys, 0, first)?;
-        self.values.slice_set(values, 0, first)
+        put_rows(keys, &self.keys, first)?;
+        put_rows(values, &self.values, first)
     }
 }
 

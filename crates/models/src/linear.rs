@@ -6,7 +6,7 @@ use crate::activation::Activation;
 use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
-use crate::ops::{Finish, PackedMatrix, cuda, floats, is_fused};
+use crate::ops::{Finish, PackedMatrix, cuda, end_layer, floats, is_fused};
 
 /// `x W^T + b`.
 #[derive(Debug)]
@@ -128,15 +128,7 @@ impl Linear {
         {
             return Ok(finished);
         }
-        let product = self.product(x)?;
-        if let Some(finished) = cuda::finish(&product, &self.bias, activation, residual)? {
-            return Ok(finished);
-        }
-        let finished = activation.apply(&product.broadcast_add(&self.bias)?)?;
-        match residual {
-            Some(residual) => residual + finished,
-            None => Ok(finished),
-        }
+        end_layer(self.product(x)?, &self.bias, activation, residual)
     }
 
     /// `activation(x W^T + b)`: (rows, in) to (rows, out).

@@ -7,7 +7,7 @@ use crate::reference::{Random, distance};
 const DIM: usize = 64;
 const LISTS: usize = 5;
 const ROWS: usize = 320;
-const FACTORIES: [&str; 14] = [
+const FACTORIES: [&str; 15] = [
     "IVF,SQ8",
     "IVF,SQ4",
     "IVF,SQfp16",
@@ -16,6 +16,7 @@ const FACTORIES: [&str; 14] = [
     "RR,IVF,RaBitQ,Refine(SQ8)",
     "RR,IVF,RaBitQ,Refine(SQfp16)",
     "IVF,SQ4,RFlat",
+    "IVF,SQ8,RFlat",
     "IVF,PQ16",
     "IVF,PQ16x4fs,Refine(SQ8)",
     "OPQ16_64,IVF,PQ16",
@@ -224,6 +225,84 @@ fn bounds_hold_for_rows_that_training_did_not_see() {
             let queries = queries(&mut random, &rows);
             let list = List::new(factory, metric, &sample, rows);
             check_bounds(factory, metric, &list, &queries);
+        }
+    }
+}
+
+/// Before vectors as they are, bounds by copies in 8 bits leave nothing to chance: neither
+/// for rows that are cut off nor far away from the origin, nor however few deviations are
+/// asked for.
+#[test]
+fn bounds_of_copies_are_certain() {
+    let copies = Factory::FLAT.with_copies().to_string();
+    for metric in [Metric::L2, Metric::InnerProduct] {
+        for (scale, shift) in [(1.0, 0.0), (3.0, 0.0), (1e-3, 0.0), (0.01, 100.0)] {
+            let mut random = Random(6);
+            let mut data = random.clustered(2000 + ROWS, DIM, 20);
+            data.iter_mut().for_each(|x| *x += shift);
+            let (sample, rows) = data.split_at(2000 * DIM);
+            let moved = |x: &f32| shift + scale * (x - shift);
+            let list = List::new(&copies, metric, sample, rows.iter().map(moved).collect());
+            let mut queries = queries(&mut random, &list.rows);
+            queries.extend(list.rows.chunks_exact(DIM).take(20).map(<[f32]>::to_vec));
+            for query in queries {
+                let bounds = list.bounds(&mut list.coding.query(&query, 0.0).unwrap());
+                for (row, (bound, key)) in bounds.iter().zip(list.keys(&query)).enumerate() {
+                    // A key is a sum of floats itself.
+                    let slack = 1e-6 * (squared(&query) + squared(&list.rows[row * DIM..][..DIM]));
+                    assert!(
+                        f64::from(*bound) <= key + slack,
+                        "{metric:?}, {scale} {shift}, row {row}: {bound} {key}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A query in the very direction of what the code of a row loses: the worst there is.
+#[test]
+fn bounds_of_copies_are_certain_for_the_worst_query() {
+    let copies = Factory::FLAT.with_copies().to_string();
+    for metric in [Metric::L2, Metric::InnerProduct] {
+        let mut random = Random(7);
+        let data = random.clustered(2000 + ROWS, DIM, 20);
+        let (sample, rows) = data.split_at(2000 * DIM);
+        let list = List::new(&copies, metric, sample, rows.to_vec());
+        let learned = floats(&list.coding.state());
+        let (least, width) = learned.split_at(DIM);
+        for row in (0..ROWS).step_by(10) {
+            let code = &list.record(row)[..DIM];
+            let decoded: Vec<f32> = (0..DIM)
+                .map(|i| least[i] + width[i] * (f32::from(code[i]) + 0.5) / 255.0)
+                .collect();
+            let residual: Vec<f32> = (0..DIM)
+                .map(|i| list.rows[row * DIM + i] - list.centroid[i])
+                .collect();
+            // The inner product is what `distance` calls the distance.
+            let product = |a: &[f32], b: &[f32]| distance(Metric::InnerProduct, a, b);
+            let scale = (squared(&residual) / product(&residual, &decoded)) as f32;
+            let lost: Vec<f32> = (residual.iter().zip(&decoded))
+                .map(|(residual, decoded)| residual - scale * decoded)
+                .collect();
+            let away = 100.0 / squared(&lost).sqrt() as f32;
+            let query: Vec<f32> = (list.centroid.iter().zip(&lost))
+                .map(|(center, lost)| center + away * lost)
+                .collect();
+            let key = list.keys(&query)[row];
+            let bound = list.bounds(&mut list.coding.query(&query, 0.0).unwrap())[row];
+            // ‖δ‖‖y‖, in squared distances twice: fewer deviations would be less.
+            let factor = if metric == Metric::L2 { 2.0 } else { 1.0 };
+            let margin = factor * 100.0 * squared(&lost).sqrt();
+            let left = key - f64::from(bound);
+            assert!(
+                left > -0.01 * margin,
+                "{metric:?}, row {row}: {left} of {margin}"
+            );
+            assert!(
+                left < 0.1 * margin,
+                "{metric:?}, row {row}: {left} of {margin}"
+            );
         }
     }
 }

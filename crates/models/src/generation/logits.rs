@@ -49,7 +49,10 @@ fn host(logits: &Tensor) -> Result<Vec<f32>, ModelError> {
 }
 
 /// The likeliest token of each row, found where the logits are.
-fn likeliest_of(logits: &Tensor, forbidden: Option<u32>) -> Result<Vec<u32>, ModelError> {
+pub(crate) fn likeliest_of(
+    logits: &Tensor,
+    forbidden: Option<u32>,
+) -> Result<Vec<u32>, ModelError> {
     let Some(tokens) = cuda::likeliest(logits, forbidden)? else {
         return likeliest(host(logits)?, logits.dim(1)?, forbidden);
     };

@@ -12,6 +12,8 @@ mod single;
 pub use config::{EarlyStopping, GenerationConfig, GenerationOverrides};
 pub(crate) use config::{Lengths, StoredGenerationConfig};
 pub(crate) use logits::LogitsDecoder;
+#[cfg(test)]
+pub(crate) use logits::likeliest_of;
 
 use crate::error::{ErrorKind, ModelError};
 

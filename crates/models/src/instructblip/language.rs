@@ -15,8 +15,8 @@ use crate::trace::Trace;
 
 #[derive(Debug)]
 pub(super) enum LanguageModel {
-    Llama(Llama),
-    T5(T5),
+    Llama(Box<Llama>),
+    T5(Box<T5>),
 }
 
 impl LanguageModel {
@@ -38,8 +38,8 @@ impl LanguageModel {
 
     pub(super) fn read(config: &TextConfig, source: &Projections<'_>) -> Result<Self, ModelError> {
         match config {
-            TextConfig::Llama(config) => Llama::read(config, source).map(Self::Llama),
-            TextConfig::T5(config) => T5::read(config, source).map(Self::T5),
+            TextConfig::Llama(config) => Ok(Self::Llama(Box::new(Llama::read(config, source)?))),
+            TextConfig::T5(config) => Ok(Self::T5(Box::new(T5::read(config, source)?))),
         }
     }
 }

@@ -9,7 +9,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
 use super::kernel::{Target, WIDTH, multiply, pack_tiles, tile_rows};
-use super::{DistanceBias, PARALLEL_ELEMENTS, cuda, floats, math};
+use super::{DistanceBias, PARALLEL_ELEMENTS, cuda, floats, math, shapes};
 
 /// Sequences longer than this are shared out among threads head by head.
 const LONG: usize = 128;
@@ -81,11 +81,13 @@ pub(crate) fn packed_attention(
     packing: &Packing<'_>,
 ) -> Result<Tensor> {
     let head_size = bias.elem_count() / 3 / packing.heads;
+    let distances = packing.bias.map(DistanceBias::table);
     if cuda::covers_attention(qkv, head_size) {
-        let distances = packing.bias.map(DistanceBias::table);
         let tiles = packing.tiles(qkv.device())?;
         return cuda::attention(qkv, bias, distances, tiles, packing.heads);
     }
+    let tokens = packing.lengths.iter().sum();
+    shapes::attention(qkv, bias, distances, tokens, packing.heads)?;
     if !packing.fused {
         return plain(qkv, bias, packing);
     }
@@ -156,9 +158,6 @@ impl CustomOp2 for PackedAttention<'_> {
         let hidden = bias.len() / 3;
         let tokens = qkv.len() / bias.len();
         let Packing { lengths, heads, .. } = *self.packing;
-        if lengths.iter().sum::<usize>() != tokens {
-            candle_core::bail!("the sequences do not cover {tokens} tokens")
-        }
         // Of each sequence (heads, length, head size): so tasks write apart.
         let mut by_head = vec![0.0; tokens * hidden];
         let tasks = self.tasks(qkv, &mut by_head, hidden);
@@ -474,6 +473,12 @@ mod tests {
     fn lengths_that_do_not_cover_the_tokens_are_an_error() {
         let qkv = values(&[9, 24], 1, 2.0);
         let bias = values(&[24], 2, 1.0);
-        assert!(packed_attention(&qkv, &bias, &packing(&[4, 4], 2, None)).is_err());
+        for fused in [true, false] {
+            for (lengths, fits) in [([4, 4], false), ([4, 5], true), ([5, 5], false)] {
+                let packing = Packing::new(&lengths, 2, None, fused).unwrap();
+                let attended = packed_attention(&qkv, &bias, &packing);
+                assert_eq!(attended.is_ok(), fits, "{lengths:?}");
+            }
+        }
     }
 }

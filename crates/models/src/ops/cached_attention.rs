@@ -8,7 +8,7 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
 use super::attention::remember;
-use super::{PARALLEL_ELEMENTS, cuda, floats, is_fused, math, put_rows};
+use super::{PARALLEL_ELEMENTS, cuda, floats, is_fused, math, put_rows, shapes};
 use crate::linear::Linear;
 
 /// Which rows of the keys and values each query attends to, in order.
@@ -21,6 +21,12 @@ pub(crate) struct HistoryTable {
     rows: Vec<u32>,
     /// Where the rows of each query end.
     ends: Vec<usize>,
+    /// The most rows of a query.
+    longest: usize,
+    /// Rows of keys and values that there must be: one more than the greatest number of one.
+    needed: usize,
+    /// Whether a query has no rows.
+    lacking: bool,
     /// Both on the device that computes with them.
     on_device: OnceLock<(Tensor, Tensor)>,
 }
@@ -28,8 +34,15 @@ pub(crate) struct HistoryTable {
 impl HistoryTable {
     /// Adds the next query with its rows.
     pub(crate) fn push(&mut self, rows: impl IntoIterator<Item = u32>) {
+        let start = self.rows.len();
         self.rows.extend(rows);
         self.ends.push(self.rows.len());
+        let own = &self.rows[start..];
+        self.longest = self.longest.max(own.len());
+        self.needed = own
+            .iter()
+            .fold(self.needed, |most, row| most.max(*row as usize + 1));
+        self.lacking |= own.is_empty();
         self.on_device.take();
     }
 
@@ -38,15 +51,39 @@ impl HistoryTable {
     }
 
     /// The most rows of a query.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub(super) fn longest(&self) -> usize {
-        let lengths = (0..self.queries()).map(|query| self.of(query).len());
-        lengths.max().unwrap_or(0)
+        self.longest
+    }
+
+    /// An error unless it is of so many queries, each with at least one of so many rows and with
+    /// no other.
+    pub(super) fn check(&self, queries: usize, rows: usize) -> Result<()> {
+        if self.queries() != queries || self.needed > rows || self.lacking {
+            candle_core::bail!("the table is not of {queries} queries to {rows} rows")
+        }
+        Ok(())
+    }
+
+    /// Whether the last rows of the queries are those from `first` on, one for each, and no
+    /// query names that of another.
+    fn appends(&self, first: usize) -> bool {
+        (0..self.queries()).all(|query| {
+            let new = first..first + self.queries();
+            let last = self.of(query).split_last();
+            last.is_some_and(|(last, before)| {
+                let mut before = before.iter();
+                *last as usize == first + query && !before.any(|row| new.contains(&(*row as usize)))
+            })
+        })
     }
 
     /// The rows of all queries and where those of each end, copied once for all layers.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub(super) fn on_device(&self, device: &Device) -> Result<&(Tensor, Tensor)> {
         remember(&self.on_device, || {
+            // Kernels count them so.
+            i32::try_from(self.rows.len()).map_err(candle_core::Error::wrap)?;
             let ends: Vec<u32> = self.ends.iter().map(|end| *end as u32).collect();
             let rows = Tensor::new(self.rows.as_slice(), device)?;
             Ok((rows, Tensor::new(ends, device)?))
@@ -70,8 +107,9 @@ pub(crate) fn cached_attention(
     table: &HistoryTable,
     heads: usize,
 ) -> Result<Tensor> {
-    let covered = cuda::covers_single(queries, keys.dim(1)? / heads, table.longest());
-    if covered && queries.stride()[0].is_multiple_of(4) {
+    shapes::single(queries, None, keys, values, heads, false)?;
+    table.check(queries.dim(0)?, keys.dim(0)?)?;
+    if cuda::covers_single(queries, keys, values, table, heads) {
         return cuda::attend(queries, None, keys, values, table, heads, false);
     }
     if !is_fused(queries) {
@@ -92,7 +130,7 @@ pub(crate) fn projected_attention(
     table: &HistoryTable,
     heads: usize,
 ) -> Result<Tensor> {
-    if cuda::covers_single(x, keys.dim(1)? / heads, table.longest()) {
+    if cuda::covers_single(x, keys, values, table, heads) {
         let queries = layer.product(x)?;
         return cuda::attend(
             &queries,
@@ -110,6 +148,8 @@ pub(crate) fn projected_attention(
 /// Attention of new tokens to those before them and to themselves. A layer makes queries, keys
 /// and values of them, (tokens, 3 * hidden), of `x`. The new keys and values are written to the
 /// rows from `first` on, one for each token, which the table names as the last of its query.
+/// No query may name the new row of another: on a device each is written and read at once, so
+/// that it might be read before it is written.
 pub(crate) fn appending_attention(
     x: &Tensor,
     layer: &Linear,
@@ -118,8 +158,12 @@ pub(crate) fn appending_attention(
     (first, table): (usize, &HistoryTable),
     heads: usize,
 ) -> Result<Tensor> {
+    debug_assert!(
+        table.appends(first),
+        "a query has not its own new row alone"
+    );
     let hidden = keys.dim(1)?;
-    if cuda::covers_single(x, hidden / heads, table.longest()) {
+    if cuda::covers_single(x, keys, values, table, heads) {
         let qkv = layer.product(x)?;
         return cuda::attend(&qkv, Some(layer.bias()), keys, values, table, heads, true);
     }
@@ -189,9 +233,6 @@ impl CustomOp3 for CachedAttention<'_> {
         let keys = floats(keys, keys_layout)?;
         let values = floats(values, values_layout)?;
         let (count, hidden) = queries_layout.shape().dims2()?;
-        if self.table.queries() != count {
-            candle_core::bail!("the table is not of {count} queries")
-        }
         let mut output = vec![0.0; count * hidden];
         let one = |scores: &mut Vec<f32>, (query, target): (usize, &mut [f32])| {
             let rows = self.table.of(query);
@@ -291,10 +332,34 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_other_queries_is_an_error() {
+    fn a_table_of_other_queries_or_rows_is_an_error() {
         let x = values(&[2, 8], 1, 1.0);
-        let mut table = HistoryTable::default();
-        table.push([0]);
-        assert!(cached_attention(&x, &x, &x, &table, 2).is_err());
+        let attend = |queries: &[&[u32]]| {
+            let mut table = HistoryTable::default();
+            for rows in queries {
+                table.push(rows.iter().copied());
+            }
+            cached_attention(&x, &x, &x, &table, 2)
+        };
+        assert!(attend(&[&[0], &[1, 0]]).is_ok());
+        assert!(attend(&[&[0]]).is_err());
+        assert!(attend(&[&[0], &[1], &[0]]).is_err());
+        assert!(attend(&[&[0, 2], &[1]]).is_err());
+        assert!(attend(&[&[], &[1]]).is_err());
+    }
+
+    #[test]
+    fn new_rows_are_each_those_of_one_query() {
+        let appends = |queries: &[&[u32]]| {
+            let mut table = HistoryTable::default();
+            for rows in queries {
+                table.push(rows.iter().copied());
+            }
+            table.appends(6)
+        };
+        assert!(appends(&[&[0, 3, 6], &[7], &[5, 4, 3, 8]]));
+        assert!(!appends(&[&[0, 6], &[6, 7]]));
+        assert!(!appends(&[&[0, 7], &[0, 6]]));
+        assert!(!appends(&[&[6], &[]]));
     }
 }

@@ -1,9 +1,10 @@
 //! In place of the kernels for NVIDIA devices where those were not built: there is no such
-//! device, so everything takes the other forms.
+//! device, so everything takes the other forms. What does not fit is refused as there.
 
 use candle_core::{Device, Result, Tensor};
 
 use super::cached_attention::HistoryTable;
+use super::shapes;
 use crate::activation::Activation;
 use crate::pooling::PoolingMode;
 
@@ -17,12 +18,13 @@ impl Tiles {
 }
 
 pub(crate) fn narrow(
-    _x: &Tensor,
-    _weight: &Tensor,
-    _bias: Option<&Tensor>,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
     _activation: Activation,
-    _residual: Option<&Tensor>,
+    residual: Option<&Tensor>,
 ) -> Result<Option<Tensor>> {
+    shapes::layer(x, weight, bias, residual)?;
     Ok(None)
 }
 
@@ -42,25 +44,32 @@ pub(crate) fn memory(_device: &Device) -> Result<(u64, u64)> {
     absent()
 }
 
+#[cfg(test)]
+pub(crate) fn reserved(_device: &Device) -> Result<u64> {
+    absent()
+}
+
 fn absent<T>() -> Result<T> {
     candle_core::bail!("built without kernels for NVIDIA devices")
 }
 
 pub(super) fn norm(
-    _x: &Tensor,
-    _residual: Option<&Tensor>,
-    _parameters: &Tensor,
+    x: &Tensor,
+    residual: Option<&Tensor>,
+    parameters: &Tensor,
     _epsilon: f64,
 ) -> Result<Option<Tensor>> {
+    shapes::norm(x, residual, parameters)?;
     Ok(None)
 }
 
 pub(crate) fn finish(
-    _x: &Tensor,
-    _bias: &Tensor,
+    x: &Tensor,
+    bias: &Tensor,
     _activation: Activation,
-    _residual: Option<&Tensor>,
+    residual: Option<&Tensor>,
 ) -> Result<Option<Tensor>> {
+    shapes::finish(x, bias, residual)?;
     Ok(None)
 }
 
@@ -78,7 +87,13 @@ pub(super) fn attention(
     absent()
 }
 
-pub(super) fn covers_single(_x: &Tensor, _head_size: usize, _rows: usize) -> bool {
+pub(super) fn covers_single(
+    _x: &Tensor,
+    _keys: &Tensor,
+    _values: &Tensor,
+    _table: &HistoryTable,
+    _heads: usize,
+) -> bool {
     false
 }
 
@@ -95,10 +110,11 @@ pub(super) fn attend(
 }
 
 pub(crate) fn pool(
-    _hidden: &Tensor,
-    _ranges: &[(usize, usize)],
+    hidden: &Tensor,
+    ranges: &[(usize, usize)],
     _modes: &[PoolingMode],
 ) -> Result<Option<Tensor>> {
+    shapes::pool(hidden, ranges)?;
     Ok(None)
 }
 

@@ -9,9 +9,25 @@ use crate::activation::Activation;
 /// `x + row` for each row of (rows, n). `x` may be overwritten, so it must be a result that
 /// nothing else uses.
 pub(crate) fn add_to_rows(x: Tensor, row: &Tensor) -> Result<Tensor> {
-    match cuda::finish(&x, row, Activation::Identity, None)? {
-        Some(x) => Ok(x),
-        None => x.broadcast_add(row),
+    end_layer(x, row, Activation::Identity, None)
+}
+
+/// `activation(x + bias) + residual`, what follows the product in a linear layer; `x` and the
+/// residual are (rows, n), `bias` is (n). `x` may be overwritten, so it must be a result that
+/// nothing else uses.
+pub(crate) fn end_layer(
+    x: Tensor,
+    bias: &Tensor,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    if let Some(ended) = cuda::finish(&x, bias, activation, residual)? {
+        return Ok(ended);
+    }
+    let ended = activation.apply(&x.broadcast_add(bias)?)?;
+    match residual {
+        Some(residual) => residual + ended,
+        None => Ok(ended),
     }
 }
 

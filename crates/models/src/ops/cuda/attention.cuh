@@ -201,9 +201,10 @@ constexpr int GROUPS = SINGLE_THREADS / LANES;
 // Attention of one query to its own rows, for one head. `queries` has rows of `stride` numbers,
 // keys and values are (rows, hidden); query i attends to rows[ends[i - 1]..ends[i]]. `bias` is
 // added to the queries, unless it is null. With `append` queries and bias have keys and values
-// behind them, (queries, 3 hidden): those become the last row of the query. The head size is at
-// most 64 R and a multiple of 4. Shared memory: a number for each row of the query, and
-// GROUPS x head size.
+// behind them, (queries, 3 hidden): those become the last row of the query, which no other query
+// may name: its block might read the row before this one has written it. The head size is at most
+// 64 R and a multiple of 4; each query has at least one row. Shared memory: a number for each row
+// of the query, and GROUPS x head size.
 template <typename T, int R>
 __device__ void single(const T *queries, int stride, const T *bias, T *keys, T *values, const uint32_t *rows,
                        const uint32_t *ends, T *out, int hidden, int head_size, float scale, int append) {

@@ -56,7 +56,9 @@
                             int inputs, int outputs, int activation) {                                                 \
         narrow<T, R>(x, weight, bias, residual, out, rows, inputs, outputs, activation);                               \
     }
+// The same, and what is computed in short numbers alone.
 #define FOR_SHORT_TYPE(T, NAME)                                                                                        \
+    FOR_TYPE(T, NAME)                                                                                                  \
     NARROW(T, NAME, 1)                                                                                                 \
     NARROW(T, NAME, 2)                                                                                                 \
     NARROW(T, NAME, 4)                                                                                                 \
@@ -67,7 +69,5 @@
     ATTENTION(T, NAME, 128)
 
 FOR_TYPE(float, f32)
-FOR_TYPE(__half, f16)
-FOR_TYPE(__nv_bfloat16, bf16)
 FOR_SHORT_TYPE(__half, f16)
 FOR_SHORT_TYPE(__nv_bfloat16, bf16)

@@ -104,6 +104,18 @@ pub(crate) fn trim(device: &Device) -> Result<()> {
     unsafe { result::mem_pool::trim_to(pool(device)?, 0) }.w()
 }
 
+/// What this process has of a device's memory to allocate from, in bytes.
+#[cfg(test)]
+pub(crate) fn reserved(device: &Device) -> Result<u64> {
+    let mut bytes = 0_u64;
+    let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
+    let pool = pool(device.as_cuda_device()?)?;
+    // SAFETY: this attribute is a 64-bit number, which lives until the call returns.
+    unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast::<c_void>()) }
+        .w()?;
+    Ok(bytes)
+}
+
 fn pool(
     device: &CudaDevice,
 ) -> Result<candle_core::cuda_backend::cudarc::driver::sys::CUmemoryPool> {
@@ -127,12 +139,15 @@ pub(super) fn on_device(tensor: &Tensor) -> bool {
 }
 
 /// A tensor to be written as a whole.
-pub(super) fn uninitialised(
+///
+/// # Safety
+/// The next use of the tensor is by a kernel that writes every element and reads none before.
+pub(super) unsafe fn uninitialised(
     shape: impl Into<Shape>,
     dtype: DType,
     device: &Device,
 ) -> Result<Tensor> {
-    // SAFETY: the callers launch a kernel that writes every element before anything reads it.
+    // SAFETY: as of this function.
     unsafe { Tensor::empty(shape, dtype, device) }
 }
 
@@ -147,6 +162,7 @@ enum Argument {
 /// A kernel with its arguments, in the order of kernels.cu.
 pub(super) struct Launch {
     device: CudaDevice,
+    dtype: DType,
     function: CudaFunction,
     arguments: Vec<Argument>,
 }
@@ -154,25 +170,20 @@ pub(super) struct Launch {
 impl Launch {
     /// For numbers of the type of `sample`, on its device.
     pub(super) fn new(sample: &Tensor, name: Name) -> Result<Self> {
-        let device = sample.device().as_cuda_device()?.clone();
-        let function = Kernels::of(&device)?.function(name, sample.dtype())?;
+        let (device, dtype) = (sample.device().as_cuda_device()?.clone(), sample.dtype());
+        let function = Kernels::of(&device)?.function(name, dtype)?;
         Ok(Self {
             device,
+            dtype,
             function,
             arguments: Vec::with_capacity(12),
         })
     }
 
-    /// Where the first element of a tensor is.
-    pub(super) fn tensor(mut self, tensor: &Tensor) -> Result<Self> {
-        let (storage, layout) = tensor.storage_and_layout();
-        let Storage::Cuda(storage) = &*storage else {
-            candle_core::bail!("a kernel of a device got a tensor that is not there")
-        };
-        let offset = layout.start_offset() * tensor.dtype().size_in_bytes();
-        let address = address(storage)? + offset as u64;
-        self.arguments.push(Argument::Pointer(address));
-        Ok(self)
+    /// Where the first element of a contiguous tensor is, of the type of the sample.
+    pub(super) fn tensor(self, tensor: &Tensor) -> Result<Self> {
+        let dtype = self.dtype;
+        self.contiguous(tensor, dtype)
     }
 
     /// The same, or null.
@@ -186,10 +197,53 @@ impl Launch {
         }
     }
 
-    /// A size; kernels take those of 32 bits.
+    /// The same of 32-bit floats, whatever the type of the sample.
+    pub(super) fn floats(self, tensor: &Tensor) -> Result<Self> {
+        self.contiguous(tensor, DType::F32)
+    }
+
+    /// The same of 32-bit numbers without a sign.
+    pub(super) fn table(self, tensor: &Tensor) -> Result<Self> {
+        self.contiguous(tensor, DType::U32)
+    }
+
+    /// Where the first element of a tensor is, of the type of the sample, however the others lie.
+    pub(super) fn strided(self, tensor: &Tensor) -> Result<Self> {
+        let dtype = self.dtype;
+        self.pointer(tensor, dtype)
+    }
+
+    fn contiguous(self, tensor: &Tensor, dtype: DType) -> Result<Self> {
+        if !tensor.is_contiguous() {
+            candle_core::bail!(
+                "a kernel got {:?}, which is not contiguous",
+                tensor.layout()
+            )
+        }
+        self.pointer(tensor, dtype)
+    }
+
+    fn pointer(mut self, tensor: &Tensor, dtype: DType) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else {
+            candle_core::bail!("a kernel of a device got a tensor that is not there")
+        };
+        if storage.device.id() != self.device.id() {
+            candle_core::bail!("a kernel of a device got a tensor of another")
+        }
+        if tensor.dtype() != dtype {
+            candle_core::bail!("a kernel got {:?} in place of {dtype:?}", tensor.dtype())
+        }
+        let offset = layout.start_offset() * dtype.size_in_bytes();
+        let address = address(storage)? + offset as u64;
+        self.arguments.push(Argument::Pointer(address));
+        Ok(self)
+    }
+
+    /// A size; kernels compute with those of 31 bits.
     pub(super) fn int(mut self, value: usize) -> Result<Self> {
-        let value = u32::try_from(value).map_err(candle_core::Error::wrap)?;
-        self.arguments.push(Argument::Int(value.cast_signed()));
+        let value = i32::try_from(value).map_err(candle_core::Error::wrap)?;
+        self.arguments.push(Argument::Int(value));
         Ok(self)
     }
 
@@ -204,7 +258,17 @@ impl Launch {
     }
 
     /// Launches it: blocks in two dimensions, threads of each, bytes of shared memory.
-    pub(super) fn run(self, blocks: (usize, usize), threads: u32, shared: usize) -> Result<()> {
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, in its order and of its types, and the tensors
+    /// have the shapes and alignments that it says it takes; what it writes is used by nothing
+    /// else.
+    pub(super) unsafe fn run(
+        self,
+        blocks: (usize, usize),
+        threads: u32,
+        shared: usize,
+    ) -> Result<()> {
         let grid = |size: usize| u32::try_from(size).map_err(candle_core::Error::wrap);
         let config = LaunchConfig {
             grid_dim: (grid(blocks.0)?, grid(blocks.1)?, 1),
@@ -221,8 +285,7 @@ impl Launch {
                 Argument::Float(value) => builder.arg(value),
             };
         }
-        // SAFETY: the callers pass what the kernel takes, in its order: pointers to tensors of
-        // the shapes that it reads and writes. What is freed after this is freed on the same
+        // SAFETY: as of this function; and what is freed after this is freed on the same
         // stream, so after the kernel.
         unsafe { builder.launch(config) }.w()?;
         Ok(())

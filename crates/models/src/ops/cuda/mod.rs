@@ -2,21 +2,22 @@
 //! over memory what candle's own operations take many for.
 //!
 //! A function here gives `None` where its kernel does not cover device, type or shape; the
-//! caller then takes the plain form.
+//! caller then takes the plain form. Shapes and types that do not fit each other are errors
+//! before anything is launched (see [`shapes`]).
 #![allow(unsafe_code)]
 
 mod launch;
-
-#[cfg(test)]
-mod tests;
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use self::launch::{Launch, Name, on_device, uninitialised};
 use super::cached_attention::HistoryTable;
+use super::shapes;
 use crate::activation::Activation;
 use crate::pooling::PoolingMode;
 
+#[cfg(test)]
+pub(crate) use self::launch::reserved;
 pub(crate) use self::launch::{load, memory, prepare, trim};
 
 /// Threads of a block, by kernel; as in the kernels' files.
@@ -48,25 +49,29 @@ pub(super) fn norm(
     parameters: &Tensor,
     epsilon: f64,
 ) -> Result<Option<Tensor>> {
+    shapes::norm(x, residual, parameters)?;
     let n = x.dim(candle_core::D::Minus1)?;
     let vectors = n.div_ceil(NORM_THREADS as usize * 4).next_power_of_two();
     if !on_device(x) || !n.is_multiple_of(4) || vectors > 8 {
         return Ok(None);
     }
-    let (x, parameters) = (x.contiguous()?, parameters.contiguous()?);
+    let (x, parameters) = (aligned(x, 4)?, aligned(parameters, 4)?);
+    let residual = residual.map(|residual| aligned(residual, 4)).transpose()?;
     let out = match residual {
         Some(_) => x.clone(),
-        None => uninitialised(x.shape(), x.dtype(), x.device())?,
+        // SAFETY: the kernel writes all rows.
+        None => unsafe { uninitialised(x.shape(), x.dtype(), x.device())? },
     };
-    let rows = x.elem_count() / n;
-    Launch::new(&x, Name::Sized("norm", vectors))?
+    let launch = Launch::new(&x, Name::Sized("norm", vectors))?
         .tensor(&x)?
-        .optional(residual.map(Tensor::contiguous).transpose()?.as_ref())?
-        .tensor(&parameters)?
+        .optional(residual.as_ref())?
+        .floats(&parameters)?
         .tensor(&out)?
         .int(n)?
-        .float(epsilon as f32)
-        .run((rows, 1), NORM_THREADS, 0)?;
+        .float(epsilon as f32);
+    // SAFETY: a block for each row of n numbers, which `vectors` is enough for; shapes are those
+    // checked above, and all begin at a multiple of 4.
+    unsafe { launch.run((x.elem_count() / n, 1), NORM_THREADS, 0)? };
     Ok(Some(out))
 }
 
@@ -78,8 +83,9 @@ pub(crate) fn finish(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Option<Tensor>> {
+    shapes::finish(x, bias, residual)?;
     let (n, count) = (bias.elem_count(), x.elem_count());
-    if !on_device(x) || !x.is_contiguous() || u32::try_from(count).is_err() {
+    if !on_device(x) || !x.is_contiguous() || i32::try_from(count).is_err() {
         return Ok(None);
     }
     let (bias, residual) = (
@@ -93,14 +99,16 @@ pub(crate) fn finish(
     });
     let vector = vector.unwrap_or(1);
     let blocks = (count / vector).div_ceil(FINISH_THREADS as usize);
-    Launch::new(x, Name::Sized("finish", vector))?
+    let launch = Launch::new(x, Name::Sized("finish", vector))?
         .tensor(x)?
         .tensor(&bias)?
         .optional(residual.as_ref())?
         .int(count)?
         .int(n)?
-        .int(activation as usize)?
-        .run((blocks, 1), FINISH_THREADS, 0)?;
+        .int(activation as usize)?;
+    // SAFETY: shapes are those checked above, and all begin at a multiple of `vector`, of which
+    // n is one and so count; threads beyond it do nothing.
+    unsafe { launch.run((blocks, 1), FINISH_THREADS, 0)? };
     Ok(Some(x.clone()))
 }
 
@@ -113,32 +121,37 @@ pub(crate) fn narrow(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Result<Option<Tensor>> {
-    let (&[rows, inputs], outputs) = (x.dims(), weight.dim(0)?) else {
-        return Ok(None);
-    };
+    shapes::layer(x, weight, bias, residual)?;
+    let ((rows, inputs), outputs) = (x.dims2()?, weight.dim(0)?);
     // With many outputs more rows are worth the units that multiply whole matrices.
     let few = rows <= 16 || (rows <= 32 && outputs <= 8192);
     let short = matches!(x.dtype(), DType::F16 | DType::BF16);
     if !(on_device(x) && short && few && inputs.is_multiple_of(32) && weight.is_contiguous()) {
         return Ok(None);
     }
-    let x = x.contiguous()?;
-    if !starts_at_multiple(&x, 8) || !starts_at_multiple(weight, 8) {
+    if !starts_at_multiple(weight, 8) {
         return Ok(None);
     }
-    let out = uninitialised((rows, outputs), x.dtype(), x.device())?;
+    let x = aligned(x, 8)?;
+    let contiguous = |tensor: Option<&Tensor>| tensor.map(Tensor::contiguous).transpose();
+    let (bias, residual) = (contiguous(bias)?, contiguous(residual)?);
+    // SAFETY: the kernel writes all rows.
+    let out = unsafe { uninitialised((rows, outputs), x.dtype(), x.device())? };
     let tiles = rows.div_ceil(8).next_power_of_two();
-    Launch::new(&x, Name::Sized("narrow", tiles))?
+    let launch = Launch::new(&x, Name::Sized("narrow", tiles))?
         .tensor(&x)?
         .tensor(weight)?
-        .optional(bias)?
-        .optional(residual.map(Tensor::contiguous).transpose()?.as_ref())?
+        .optional(bias.as_ref())?
+        .optional(residual.as_ref())?
         .tensor(&out)?
         .int(rows)?
         .int(inputs)?
         .int(outputs)?
-        .int(activation as usize)?
-        .run((outputs.div_ceil(NARROW_OUTPUTS), 1), NARROW_THREADS, 0)?;
+        .int(activation as usize)?;
+    let blocks = outputs.div_ceil(NARROW_OUTPUTS);
+    // SAFETY: shapes are those checked above; x and weight begin at a multiple of 8, and have
+    // rows of a multiple of 32; `tiles` of 8 are enough for the rows.
+    unsafe { launch.run((blocks, 1), NARROW_THREADS, 0)? };
     Ok(Some(out))
 }
 
@@ -154,6 +167,8 @@ pub(super) struct Tiles {
     /// (blocks, 3): the first token of a sequence, its length, and the block's first query in it.
     blocks: Tensor,
     warps: usize,
+    /// Those of all sequences.
+    tokens: usize,
 }
 
 impl Tiles {
@@ -173,9 +188,15 @@ impl Tiles {
             }
             start += length;
         }
+        // Beyond that no kernel could count them.
+        i32::try_from(start).map_err(candle_core::Error::wrap)?;
         let shape = (blocks.len() / 3, 3);
         let blocks = Tensor::from_vec(blocks, shape, device)?;
-        Ok(Self { blocks, warps })
+        Ok(Self {
+            blocks,
+            warps,
+            tokens: start,
+        })
     }
 }
 
@@ -188,39 +209,59 @@ pub(super) fn attention(
     tiles: &Tiles,
     heads: usize,
 ) -> Result<Tensor> {
-    let (tokens, hidden) = (qkv.dim(0)?, qkv.dim(1)? / 3);
-    let head_size = hidden / heads;
+    shapes::attention(qkv, bias, distances, tiles.tokens, heads)?;
+    let (tokens, width) = qkv.dims2()?;
+    let (hidden, head_size) = (width / 3, width / 3 / heads);
     let padded = [16, 32, 64, 96, 128]
         .into_iter()
         .find(|padded| head_size <= *padded);
-    let Some(padded) = padded else {
-        candle_core::bail!("no kernel has heads of {head_size} components")
+    let (Some(padded), true) = (padded, covers_attention(qkv, head_size)) else {
+        candle_core::bail!("no kernel has heads of {head_size} components of {qkv:?}")
     };
-    let qkv = qkv.contiguous()?;
-    let out = uninitialised((tokens, hidden), qkv.dtype(), qkv.device())?;
+    let (qkv, bias) = (aligned(qkv, 8)?, aligned(bias, 8)?);
+    // SAFETY: the blocks are of all queries of the sequences, which are all tokens.
+    let out = unsafe { uninitialised((tokens, hidden), qkv.dtype(), qkv.device())? };
     let kernel = match tiles.warps {
         SHORT_WARPS => "attention_short",
         _ => "attention",
     };
-    Launch::new(&qkv, Name::Sized(kernel, padded))?
+    let launch = Launch::new(&qkv, Name::Sized(kernel, padded))?
         .tensor(&qkv)?
-        .tensor(bias)?
+        .tensor(&bias)?
         .optional(distances.map(|(table, _)| table))?
-        .tensor(&tiles.blocks)?
+        .table(&tiles.blocks)?
         .tensor(&out)?
         .int(hidden)?
         .int(head_size)?
         .int(distances.map_or(0, |(_, positions)| positions))?
-        .float((head_size as f32).powf(-0.5))
-        .run((tiles.blocks.dim(0)?, heads), 32 * tiles.warps as u32, 0)?;
+        .float((head_size as f32).powf(-0.5));
+    let blocks = (tiles.blocks.dim(0)?, heads);
+    // SAFETY: shapes are those checked above, and the sequences end with the tokens; heads are
+    // of a multiple of 8 numbers, from one of which on qkv and bias begin.
+    unsafe { launch.run(blocks, 32 * tiles.warps as u32, 0)? };
     Ok(out)
 }
 
-/// Whether [`attend`] computes heads of this size with numbers like those of `x`, each query to
-/// so many rows.
-pub(super) fn covers_single(x: &Tensor, head_size: usize, rows: usize) -> bool {
-    let fits = shared_bytes(head_size, rows) <= SHARED_BYTES;
-    on_device(x) && head_size.is_multiple_of(4) && head_size <= 256 && fits
+/// Whether [`attend`] computes with numbers like those of `x`, in so many heads, with these
+/// keys, values and rows of them.
+pub(super) fn covers_single(
+    x: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    table: &HistoryTable,
+    heads: usize,
+) -> bool {
+    let &[_, hidden] = keys.dims() else {
+        return false;
+    };
+    let head_size = hidden / heads;
+    let lies_well = |tensor: &Tensor| tensor.is_contiguous() && starts_at_multiple(tensor, 4);
+    on_device(x)
+        && head_size.is_multiple_of(4)
+        && head_size <= 256
+        && shared_bytes(head_size, table.longest()) <= SHARED_BYTES
+        && lies_well(keys)
+        && lies_well(values)
 }
 
 /// What a block of [`attend`] needs: a number for each row, and the parts of the result.
@@ -231,7 +272,8 @@ fn shared_bytes(head_size: usize, rows: usize) -> usize {
 /// Attention of single queries to the rows of `keys` and `values`, (rows, hidden), that the
 /// table names. `queries` are (queries, hidden) without their bias, (hidden), where they have
 /// one; they may be a part of longer rows. With `append` both have keys and values of the new
-/// rows behind them, 3 * hidden each: they are written to the last row of each query first.
+/// rows behind them, 3 * hidden each: they are written to the last row of each query first,
+/// which no other query may name.
 pub(super) fn attend(
     queries: &Tensor,
     bias: Option<&Tensor>,
@@ -241,39 +283,43 @@ pub(super) fn attend(
     heads: usize,
     append: bool,
 ) -> Result<Tensor> {
-    let (count, hidden) = (queries.dim(0)?, keys.dim(1)?);
-    let head_size = hidden / heads;
-    let &[stride, 1] = queries.stride() else {
-        candle_core::bail!("the components of a query must lie beside each other")
+    shapes::single(queries, bias, keys, values, heads, append)?;
+    let ((count, width), (rows, hidden)) = (queries.dims2()?, keys.dims2()?);
+    table.check(count, rows)?;
+    if !covers_single(queries, keys, values, table, heads) {
+        candle_core::bail!("no kernel attends with {queries:?} to {keys:?} and {values:?}")
+    }
+    let bias = bias.map(|bias| aligned(bias, 4)).transpose()?;
+    let (queries, stride) = match queries.stride() {
+        [stride, 1] if stride.is_multiple_of(4) && starts_at_multiple(queries, 4) => {
+            (queries.clone(), *stride)
+        }
+        _ => (queries.force_contiguous()?, width),
     };
-    let aligned = stride.is_multiple_of(4) && starts_at_multiple(queries, 4);
-    if !(aligned && keys.is_contiguous() && values.is_contiguous()) {
-        candle_core::bail!("queries, keys and values do not lie as a kernel needs them")
-    }
     let (rows, ends) = table.on_device(queries.device())?;
-    if ends.dim(0)? != count {
-        candle_core::bail!("the table is not of {count} queries")
-    }
+    let head_size = hidden / heads;
     let registers = head_size.div_ceil(64).next_power_of_two();
-    let out = uninitialised((count, hidden), queries.dtype(), queries.device())?;
-    Launch::new(queries, Name::Sized("single", registers))?
-        .tensor(queries)?
+    // SAFETY: the kernel writes all heads of all queries.
+    let out = unsafe { uninitialised((count, hidden), queries.dtype(), queries.device())? };
+    let launch = Launch::new(&queries, Name::Sized("single", registers))?
+        .strided(&queries)?
         .int(stride)?
-        .optional(bias)?
+        .optional(bias.as_ref())?
         .tensor(keys)?
         .tensor(values)?
-        .tensor(rows)?
-        .tensor(ends)?
+        .table(rows)?
+        .table(ends)?
         .tensor(&out)?
         .int(hidden)?
         .int(head_size)?
         .float((head_size as f32).powf(-0.5))
-        .int(usize::from(append))?
-        .run(
-            (count, heads),
-            SINGLE_THREADS,
-            shared_bytes(head_size, table.longest()),
-        )?;
+        .int(usize::from(append))?;
+    let shared = shared_bytes(head_size, table.longest());
+    // SAFETY: shapes are those checked above; each query has rows, all of them keys and values,
+    // and `shared` is enough for the most; heads are of a multiple of 4 numbers, from one of
+    // which on each row begins. Were a new row also that of another query, the numbers would be
+    // wrong, but all within the tensors.
+    unsafe { launch.run((count, heads), SINGLE_THREADS, shared)? };
     Ok(out)
 }
 
@@ -284,24 +330,31 @@ pub(crate) fn pool(
     ranges: &[(usize, usize)],
     modes: &[PoolingMode],
 ) -> Result<Option<Tensor>> {
-    if !on_device(hidden) {
+    shapes::pool(hidden, ranges)?;
+    let (tokens, width) = hidden.dims2()?;
+    if !on_device(hidden) || u32::try_from(tokens).is_err() {
         return Ok(None);
     }
-    let (hidden, width) = (hidden.contiguous()?, hidden.dim(1)?);
+    let hidden = hidden.contiguous()?;
     let bounds = ranges.iter().flat_map(|range| [range.0, range.1]);
     let bounds: Vec<u32> = bounds.map(|bound| bound as u32).collect();
     let bounds = Tensor::new(bounds, hidden.device())?;
     let out_width = modes.len() * width;
-    let out = uninitialised((ranges.len(), out_width), DType::F32, hidden.device())?;
+    // SAFETY: the modes together write all of each row.
+    let out = unsafe { uninitialised((ranges.len(), out_width), DType::F32, hidden.device())? };
+    let flat = out.flatten_all()?;
     for (index, mode) in modes.iter().enumerate() {
-        Launch::new(&hidden, Name::Plain("pool"))?
+        let first = index * width;
+        let launch = Launch::new(&hidden, Name::Plain("pool"))?
             .tensor(&hidden)?
-            .tensor(&bounds)?
-            .tensor(&out.narrow(1, index * width, width)?)?
+            .table(&bounds)?
+            .floats(&flat.narrow(0, first, flat.elem_count() - first)?)?
             .int(width)?
             .int(out_width)?
-            .int(*mode as usize)?
-            .run((ranges.len(), 1), FINISH_THREADS, 0)?;
+            .int(*mode as usize)?;
+        // SAFETY: a block for each text; the ranges are within the tokens, as checked above, and
+        // of the rows of the result each mode writes its part, from `first` on.
+        unsafe { launch.run((ranges.len(), 1), FINISH_THREADS, 0)? };
     }
     Ok(Some(out))
 }
@@ -314,16 +367,27 @@ pub(crate) fn likeliest(scores: &Tensor, forbidden: Option<u32>) -> Result<Optio
     }
     let (rows, tokens) = scores.dims2()?;
     let scores = scores.contiguous()?;
-    let out = uninitialised(rows, DType::U32, scores.device())?;
-    Launch::new(&scores, Name::Plain("likeliest"))?
+    // SAFETY: the kernel writes a token for each row.
+    let out = unsafe { uninitialised(rows, DType::U32, scores.device())? };
+    let launch = Launch::new(&scores, Name::Plain("likeliest"))?
         .tensor(&scores)?
-        .tensor(&out)?
+        .table(&out)?
         .int(tokens)?
-        .unsigned(forbidden.unwrap_or(u32::MAX))
-        .run((rows, 1), TOKEN_THREADS, 0)?;
+        .unsigned(forbidden.unwrap_or(u32::MAX));
+    // SAFETY: a block for each row of so many tokens.
+    unsafe { launch.run((rows, 1), TOKEN_THREADS, 0)? };
     Ok(Some(out.to_vec1()?))
 }
 
 fn starts_at_multiple(tensor: &Tensor, of: usize) -> bool {
     tensor.layout().start_offset().is_multiple_of(of)
+}
+
+/// The same numbers contiguous, from a multiple of `of` on: a copy where they do not lie so.
+fn aligned(tensor: &Tensor, of: usize) -> Result<Tensor> {
+    let tensor = tensor.contiguous()?;
+    match starts_at_multiple(&tensor, of) {
+        true => Ok(tensor),
+        false => tensor.force_contiguous(),
+    }
 }

@@ -153,8 +153,9 @@ __device__ void pool(const T *hidden, const uint32_t *ranges, float *out, int wi
         } else if (mode == 4) {
             v = float(column[size_t(end - 1) * width]);
         } else if (mode == 1) {
-            v = -INFINITY;
-            for (uint32_t t = begin; t < end; t++) v = fmaxf(v, float(column[size_t(t) * width]));
+            // From the first on: where all are NaN, so is the result.
+            v = float(column[size_t(begin) * width]);
+            for (uint32_t t = begin + 1; t < end; t++) v = fmaxf(v, float(column[size_t(t) * width]));
         } else {
             v = 0;
 #pragma unroll 4
