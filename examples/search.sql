@@ -10,10 +10,9 @@ CREATE INDEX IF NOT EXISTS product_category_price_idx ON product (category, pric
 ANALYZE product;
 
 -- How many lists a search must read for its recall, the index has learnt from the table's own rows.
--- What people type is shorter and lies elsewhere, and without this many a search would read the wrong
--- list: measure with searches. Here they are made of colours, patterns and categories, three hundred
--- of them in no order; take those that your users have made. And where there are few lists, as in a
--- small table, to ask for more recall costs little.
+-- What people type is shorter and lies elsewhere: measure with searches. Here they are made of
+-- colours, patterns and categories, three hundred of them in no order; take those that your users
+-- have made. And where there are few lists, as in a small table, to ask for more recall costs little.
 SELECT * FROM sight_index_calibrate('product_desc_vec_idx', (
     SELECT embed_batch(array_agg(search))
     FROM (SELECT concat_ws(' ', colour, pattern, category || 's') AS search

@@ -111,3 +111,19 @@ SELECT sight_index_calibrate('item_v');
 RESET ROLE;
 DROP OWNED BY index_stranger;
 DROP ROLE index_stranger;
+-- lists so tight that one has all rows near a row: what is searched for may lie between them
+CREATE TABLE tight (id int PRIMARY KEY, v vector(16));
+INSERT INTO tight SELECT i, ARRAY(SELECT ((i % 8 >> (d % 3)) & 1) * 10 + (i::bigint * d * d * 7919 % 997) / 9970.0 FROM generate_series(1, 16) AS d)::vector
+    FROM generate_series(1, 4000) AS i;
+CREATE INDEX tight_v ON tight USING faiss_ivf (v vector_l2_ops) WITH (lists = 8);
+ANALYZE tight;
+SELECT nprobe, mean_lists, recall_curve->0->'recall_at_10' AS of_one_list FROM sight_index_stats('tight_v');
+SELECT count(*) FROM (SELECT id FROM tight ORDER BY v <-> array_fill(4, ARRAY[16])::vector LIMIT 5) s;
+SELECT lists_probed FROM sight_index_last_scan();
+SET faiss_ivf.nprobe = 1;
+SELECT count(*) FROM (SELECT id FROM tight ORDER BY v <-> array_fill(4, ARRAY[16])::vector LIMIT 5) s;
+SELECT lists_probed FROM sight_index_last_scan();
+RESET faiss_ivf.nprobe;
+DROP INDEX tight_v;
+CREATE INDEX tight_v ON tight USING faiss_ivf (v vector_l2_ops) WITH (lists = 2);
+SELECT nprobe, mean_lists FROM sight_index_stats('tight_v');
