@@ -16,7 +16,7 @@ ifdef CUDA
 export CUDA
 endif
 
-.PHONY: help demo gallery psql clean-demo install test test-image soak lint bench
+.PHONY: help demo gallery psql clean-demo install test test-image soak lint check-versions bench
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -48,6 +48,10 @@ soak: ## Crash, kill, cancel, write and read for half an hour, and look for rows
 
 lint: ## Check format and lints
 	@scripts/lint.sh
+
+check-versions: ## Check the extension's code for each PostgreSQL from 14 to 18 whose headers are at hand
+	@scripts/setup.sh packages rust postgres
+	@scripts/versions.sh
 
 bench: ## Run the benchmarks
 	@scripts/bench.sh

@@ -24,6 +24,8 @@ build() {
     cargo pgrx package --pg-config "$PG_CONFIG" --out-dir "$STAGE" $(pg_features)
     mkdir -p "$STAGE$(bindir)"
     cp "$server" "$STAGE$(bindir)/"
+    # Earlier versions: cargo-pgrx adds the ways from one to the next only.
+    cp sql/pg_sight--*.sql "$STAGE$("$PG_CONFIG" --sharedir)/extension/"
 }
 
 # Replaces what has changed, each file in one step: a running server keeps the

@@ -13,6 +13,11 @@ say "" "cargo clippy"
 # In release as everywhere: another profile would build FAISS again.
 # shellcheck disable=SC2046 # two options
 cargo clippy --release --workspace --all-targets $(pg_features) -- -D warnings
+others=()
+for major in 14 15 16 17 18; do
+    [ "$major" = "$PG_MAJOR" ] || others+=("$major")
+done
+"$REPO/scripts/versions.sh" "${others[@]}"
 say "" "cargo clippy of the code for GPUs"
 "$REPO/scripts/cuda.sh" check
 say "" "the extension depends on nothing that computes"

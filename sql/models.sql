@@ -235,6 +235,7 @@ CREATE FUNCTION sight_statistics() RETURNS jsonb
     LANGUAGE c VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'sight_statistics';
 REVOKE ALL ON FUNCTION sight_statistics() FROM PUBLIC;
 
+-- New columns go to the end, where an upgrade can add them to the view that is there.
 CREATE VIEW sight_stats AS
 SELECT
     s.model,
@@ -249,18 +250,18 @@ SELECT
     s.batch_items,
     s.largest_batch,
     s.oom_splits,
-    s.generated_tokens,
     s.queue_time,
     s.preprocess_time,
     s.compute_time,
     s.loads,
     s.load_time,
-    pg_catalog.to_timestamp(s.since_ms / 1000) AS stats_reset
+    pg_catalog.to_timestamp(s.since_ms / 1000) AS stats_reset,
+    s.generated_tokens
 FROM pg_catalog.jsonb_to_recordset(sight_statistics()) AS s (
     model text, task text, requests bigint, failed bigint, cancelled bigint, rejected bigint, items bigint,
     cache_hits bigint, batches bigint, batch_items bigint, largest_batch bigint, oom_splits bigint,
-    generated_tokens bigint, queue_time double precision, preprocess_time double precision,
-    compute_time double precision, loads bigint, load_time double precision, since_ms double precision
+    queue_time double precision, preprocess_time double precision, compute_time double precision,
+    loads bigint, load_time double precision, since_ms double precision, generated_tokens bigint
 );
 COMMENT ON VIEW sight_stats IS 'what the model server has done, by model and task; times in milliseconds';
 GRANT EXECUTE ON FUNCTION sight_statistics() TO sight_admin, pg_monitor;

@@ -128,11 +128,17 @@ impl From<FrameError> for SqlError {
 impl SqlError {
     /// The error of an answer that is no frame.
     pub fn of_answer(error: &FrameError) -> Self {
-        Self::new(
+        let answer = Self::new(
             SqlState::PROTOCOL_VIOLATION,
             "model server broke the protocol",
         )
-        .detail(format!("The {error}."))
+        .detail(format!("The {error}."));
+        match error {
+            FrameError::Version { .. } => answer.hint(
+                "A model server of another version of pg_sight runs. Restart PostgreSQL to end it.",
+            ),
+            _ => answer,
+        }
     }
 }
 

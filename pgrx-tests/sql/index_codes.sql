@@ -101,7 +101,8 @@ SELECT factory, entries FROM sight_index_stats('long_v');
 CREATE INDEX half_of_v ON item USING faiss_ivf ((v::halfvec(64)) halfvec_l2_ops) WITH (lists = 16);
 SELECT count(*) FROM (SELECT id FROM item ORDER BY v::halfvec(64) <-> sample_vector(3)::halfvec(64) LIMIT 7) AS s;
 SELECT rows_reranked >= 7 AS reranked, entries_refined >= 7 AS refined, rows_returned FROM sight_index_last_scan();
-EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, BUFFERS OFF) SELECT id FROM item WHERE false ORDER BY v <-> sample_vector(3) LIMIT 1;
+-- a plan without a scan can be explained; what that says is each PostgreSQL's own
+DO $$ BEGIN EXECUTE 'EXPLAIN (ANALYZE) SELECT id FROM item WHERE false ORDER BY v <-> sample_vector(3) LIMIT 1'; END $$;
 -- a cursor that is open when its transaction ends
 BEGIN;
 DECLARE c CURSOR FOR SELECT id FROM item ORDER BY v <-> sample_vector(3);

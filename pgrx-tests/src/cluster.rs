@@ -172,18 +172,25 @@ impl Cluster {
         new
     }
 
-    /// Copies a database into an empty one, by `pg_dump` and `psql`.
-    pub fn dump_into(&self, from: &str, to: &str) {
+    /// Copies a database of another cluster, with its name and its settings, by
+    /// `pg_dump` and `pg_restore`.
+    pub fn restore_from(&self, source: &Self, database: &str) {
+        let archive = self.folder.path().join("dump");
+        let archive = archive.to_str().expect("UTF-8");
         let port = PORT.to_string();
-        let file = self.folder.path().join("dump.sql");
-        let host = self.folder.path().to_str().expect("UTF-8");
-        let login = ["-h", host, "-p", &port, "-U", SUPERUSER, "-f"];
-        let file = [file.as_os_str(), OsStr::new("-d")];
-        let common = || login.map(OsStr::new).into_iter().chain(file);
-        self.run("pg_dump", common().chain([OsStr::new(from)]));
-        let strict = ["-X", "-q", "-v", "ON_ERROR_STOP=1"].map(OsStr::new);
-        let arguments = common().chain([OsStr::new(to)]).chain(strict);
-        self.run("psql", arguments);
+        let login = |cluster: &Self| {
+            let host = cluster.folder.path().to_str().expect("UTF-8").to_owned();
+            [String::from("-h"), host, "-p".into(), port.clone()]
+        };
+        let run = |program: &str, login: [String; 4], rest: &[&str]| {
+            let login = login.iter().map(OsStr::new);
+            self.run(program, login.chain(rest.iter().map(OsStr::new)));
+        };
+        let dump = ["-U", SUPERUSER, "-F", "custom", "-f", archive, database];
+        run("pg_dump", login(source), &dump);
+        let first = ["-U", SUPERUSER, "-d", "postgres"];
+        let restore = [first.as_slice(), &["--create", "--exit-on-error", archive]].concat();
+        run("pg_restore", login(self), &restore);
     }
 
     /// The data directory.
@@ -380,7 +387,9 @@ impl Cluster {
         to
     }
 
-    fn register_models(&self, client: &mut Client) {
+    /// Registers both demo models in the client's database, and makes them those
+    /// that it takes by default.
+    pub fn register_models(&self, client: &mut Client) {
         let captioner = self.copy_model(&demo_directory().join("captioner"), CAPTIONER);
         let encoder = self.copy_model(&minilm_directory(), ENCODER);
         for (name, directory) in [(CAPTIONER, captioner), (ENCODER, encoder)] {
@@ -389,9 +398,13 @@ impl Cluster {
                 .execute("SELECT sight_model_register($1, $2)", &[&name, &directory])
                 .unwrap_or_else(|error| panic!("{name}: {error:?}\n{}", self.log()));
         }
+        let database: String = client
+            .query_one("SELECT quote_ident(current_database())", &[])
+            .expect("a name")
+            .get(0);
         let settings = format!(
-            "ALTER DATABASE postgres SET pg_sight.describe_model = '{CAPTIONER}';
-             ALTER DATABASE postgres SET pg_sight.embed_model = '{ENCODER}';
+            "ALTER DATABASE {database} SET pg_sight.describe_model = '{CAPTIONER}';
+             ALTER DATABASE {database} SET pg_sight.embed_model = '{ENCODER}';
              SET pg_sight.describe_model = '{CAPTIONER}';
              SET pg_sight.embed_model = '{ENCODER}';"
         );

@@ -11,7 +11,7 @@ use std::time::Duration;
 use pg_sight_tests::{Cluster, is_alive, sql_failure, wait_until};
 
 /// Version of the messages, and those of its responses that the answers below are of.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const EMBEDDINGS: u8 = 2;
 const CAPTIONS: u8 = 3;
 const DONE: u8 = 4;
@@ -77,7 +77,7 @@ fn wrong_answers() -> Vec<(Vec<u8>, &'static str)> {
         (frame(&[ERROR, 0, 2, 0xff, 0xff, 0, 0, 0], &[]), BROKEN),
         // Nothing, a part of a frame, and the end.
         (vec![], "PS002"),
-        (vec![9, 0, 0, 0, 2], "PS002"),
+        (vec![9, 0, 0, 0, 3], "PS002"),
     ];
     answers.extend((1..=40).map(|seed| (frame(&noise(seed, 20), &noise(seed, 7)), "")));
     answers
@@ -138,6 +138,10 @@ fn garbage_of_a_server_is_an_error_of_the_statement() {
         );
     }
     assert!(is_alive(backend));
+    // A server that an older version has left.
+    *answer.lock().unwrap() = vec![6, 0, 0, 0, 1, 0, 0, 0, 0, 0];
+    let failure = sql_failure(client.query("SELECT embed('x')", &[]));
+    assert!(failure.hint.contains("Restart PostgreSQL"), "{failure:?}");
     *answer.lock().unwrap() = embeddings(1, 2, &[0.5, -0.5]);
     let vector: String = client
         .query_one("SELECT embed('x')::text", &[])

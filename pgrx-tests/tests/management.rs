@@ -133,42 +133,6 @@ fn pgvector_may_live_in_another_schema() {
 }
 
 #[test]
-fn a_dump_restores_models_triggers_and_indexes() {
-    let cluster = Cluster::with_models();
-    let mut client = cluster.client();
-    client
-        .batch_execute(
-            "CREATE TABLE product (
-                 id int PRIMARY KEY, image bytea, description text, desc_vec vector(384));
-             CREATE TRIGGER describe BEFORE INSERT OR UPDATE ON product FOR EACH ROW
-                 EXECUTE FUNCTION sight_describe_trigger('image', 'description', 'desc_vec');
-             INSERT INTO product (id, description) VALUES (1, 'a shoe'), (2, 'a chair');
-             CREATE INDEX ON product USING faiss_ivf (desc_vec vector_ip_ops) WITH (lists = 1)",
-        )
-        .unwrap();
-    client
-        .batch_execute("CREATE DATABASE other TEMPLATE template0")
-        .unwrap();
-    let models = "SELECT string_agg(m::text, E'\n' ORDER BY name) FROM sight_model AS m";
-    let rows = "SELECT string_agg(p::text, E'\n' ORDER BY id) FROM product AS p";
-    let all = |client: &mut Client, query: &str| -> String {
-        client.query_one(query, &[]).unwrap().get(0)
-    };
-    cluster.dump_into("postgres", "other");
-    let mut other = cluster.client_of("postgres", "other");
-    assert_eq!(all(&mut other, models), all(&mut client, models));
-    assert_eq!(all(&mut other, rows), all(&mut client, rows));
-    other
-        .batch_execute(&format!(
-            "SET pg_sight.embed_model = '{ENCODER}'; SET enable_seqscan = off;
-             INSERT INTO product (id, description) VALUES (3, 'a table')"
-        ))
-        .unwrap();
-    let nearest = "SELECT description FROM product ORDER BY desc_vec <#> embed('seat') LIMIT 1";
-    assert_eq!(all(&mut other, nearest), "a chair");
-}
-
-#[test]
 fn a_running_function_sees_that_a_model_changes() {
     let cluster = Cluster::with_models();
     let directory = cluster.folder().join(ENCODER);

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 /// Version of the messages. Both ends come from one build; a difference means
 /// that a server of another release is still running.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// The largest frame either end accepts, in bytes, without the length field.
 /// One below 1 GiB, PostgreSQL's own limit for a single value.

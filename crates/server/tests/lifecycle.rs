@@ -6,7 +6,9 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sight_protocol::{ErrorCode, GenerationOptions, Request, Response, ServerConfig, encode};
+use sight_protocol::{
+    ErrorCode, GenerationOptions, PROTOCOL_VERSION, Request, Response, ServerConfig, encode,
+};
 
 mod support;
 use support::{PATIENCE, Server, config, model};
@@ -115,7 +117,7 @@ fn the_documented_bytes_ask_for_the_status() {
     let directory = tempfile::tempdir().unwrap();
     let server = Server::start(directory.path(), &config());
     let mut client = server.connect();
-    let bytes = [7, 0, 0, 0, 2, 0, 1, 0, 0, 0, 0];
+    let bytes = [7, 0, 0, 0, 3, 0, 1, 0, 0, 0, 0];
     client.stream.write_all(&bytes).unwrap();
     let (answer, body) = client.receive().unwrap();
     assert!(matches!(answer, Response::Status(_)));
@@ -129,7 +131,8 @@ fn garbage_is_answered_and_harms_nobody() {
     let mut bystander = server.connect();
     bystander.ask(&Request::Status, &[]);
 
-    let mut header_too_long = vec![6, 0, 0, 0, 2, 0];
+    let mut header_too_long = vec![6, 0, 0, 0];
+    header_too_long.extend(PROTOCOL_VERSION.to_le_bytes());
     header_too_long.extend(1000u32.to_le_bytes());
     let not_a_request = encode(&200u8, &[]).unwrap().to_vec();
     let other_version = vec![6, 0, 0, 0, 77, 0, 0, 0, 0, 0];
