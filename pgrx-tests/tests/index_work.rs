@@ -87,8 +87,8 @@ fn a_scan_reads_ahead_what_is_in_no_buffer() {
     client
         .batch_execute(
             "CREATE EXTENSION pg_sight CASCADE;
-            CREATE TABLE wide (id serial PRIMARY KEY, v vector(64));
-            INSERT INTO wide (v) SELECT (SELECT array_agg(sin(i * j)) FROM generate_series(1, 64) j)::vector
+            CREATE TABLE wide (id serial PRIMARY KEY, v vector(60));
+            INSERT INTO wide (v) SELECT (SELECT array_agg(sin(i * j)) FROM generate_series(1, 60) j)::vector
             FROM generate_series(1, 10000) i;
             CREATE INDEX wide_v ON wide USING faiss_ivf (v vector_l2_ops) WITH (factory = 'IVF20,Flat');
             SET enable_seqscan = off;
