@@ -93,15 +93,14 @@ fn earlier_versions() -> Vec<String> {
     versions
 }
 
-/// A cluster with a version of the extension.
-fn cluster_of(version: &str) -> Cluster {
+/// A cluster with a version of the extension in a schema.
+fn cluster_of(version: &str, schema: &str) -> Cluster {
     let cluster = Cluster::start(&[]);
-    cluster
-        .client()
-        .batch_execute(&format!(
-            "CREATE EXTENSION pg_sight VERSION '{version}' CASCADE"
-        ))
-        .unwrap();
+    let create = format!(
+        "CREATE SCHEMA IF NOT EXISTS {schema};
+         CREATE EXTENSION pg_sight SCHEMA {schema} VERSION '{version}' CASCADE"
+    );
+    cluster.client().batch_execute(&create).unwrap();
     cluster
 }
 
@@ -124,24 +123,28 @@ fn objects(client: &mut Client) -> Vec<String> {
 
 #[test]
 fn an_upgraded_extension_consists_of_what_a_new_one_does() {
-    let fresh = objects(&mut cluster_of(CURRENT).client());
-    let members = fresh.iter().filter(|line| line.ends_with(": member"));
-    assert!(members.count() > 40, "{fresh:#?}");
-    for version in earlier_versions() {
-        let cluster = cluster_of(&version);
-        let mut client = cluster.client();
-        upgrade(&mut client);
-        let upgraded = objects(&mut client);
-        let only = |these: &[String], those: &[String]| -> Vec<String> {
-            let missing = these.iter().filter(|line| !those.contains(line));
-            missing.cloned().collect()
-        };
-        let (lost, left) = (only(&fresh, &upgraded), only(&upgraded, &fresh));
-        assert!(
-            lost.is_empty() && left.is_empty(),
-            "{version}: of a new one only: {lost:#?}; of the upgraded only: {left:#?}"
-        );
+    for schema in ["public", "sight"] {
+        let fresh = objects(&mut cluster_of(CURRENT, schema).client());
+        let members = fresh.iter().filter(|line| line.ends_with(": member"));
+        assert!(members.count() > 40, "{fresh:#?}");
+        for version in earlier_versions() {
+            let cluster = cluster_of(&version, schema);
+            let mut client = cluster.client();
+            upgrade(&mut client);
+            let upgraded = objects(&mut client);
+            let (lost, left) = (only(&fresh, &upgraded), only(&upgraded, &fresh));
+            assert!(
+                lost.is_empty() && left.is_empty(),
+                "{version}: of a new one only: {lost:#?}; of the upgraded only: {left:#?}"
+            );
+        }
     }
+}
+
+/// The lines that others have not.
+fn only(these: &[String], others: &[String]) -> Vec<String> {
+    let missing = these.iter().filter(|line| !others.contains(line));
+    missing.cloned().collect()
 }
 
 const SHOP: &str = "
@@ -188,7 +191,7 @@ fn use_everything(cluster: &Cluster, client: &mut Client, id: i32) {
 #[test]
 fn a_database_of_an_earlier_version_works_before_and_after_its_upgrade() {
     for version in earlier_versions() {
-        let cluster = cluster_of(&version);
+        let cluster = cluster_of(&version, "public");
         let mut client = cluster.client();
         cluster.register_models(&mut client);
         client.batch_execute(SHOP).unwrap();
@@ -212,7 +215,7 @@ fn a_database_of_an_earlier_version_works_before_and_after_its_upgrade() {
 #[test]
 fn a_dump_of_an_earlier_version_restores_into_this_one() {
     for version in earlier_versions() {
-        let cluster = cluster_of(&version);
+        let cluster = cluster_of(&version, "public");
         let mut client = cluster.client();
         client.batch_execute("CREATE DATABASE shop").unwrap();
         let mut client = cluster.client_of("postgres", "shop");
