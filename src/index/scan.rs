@@ -428,9 +428,6 @@ impl Progress {
                     }
                     announced += 1;
                 }
-                if let Some(block) = cursors.get(turn + 1).and_then(|(_, cursor)| cursor.next()) {
-                    at.store.warm(block);
-                }
                 let (place, cursor) = &mut cursors[turn];
                 // SAFETY: the caller's promise.
                 unsafe { self.read_page(*place, cursor, at) };

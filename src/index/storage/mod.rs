@@ -139,13 +139,6 @@ impl RelationStore {
         found.initiated_io
     }
 
-    /// Has the processor fetch `block`, which will be read next.
-    pub fn warm(&self, block: Block) {
-        if let Some(recent) = &self.recent {
-            recent.warm(block);
-        }
-    }
-
     /// Writes all pages of the fork into the write-ahead log, if the relation
     /// or its init fork needs that.
     pub fn log_all(&self) {

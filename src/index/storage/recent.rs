@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use ivf_store::{Block, PAGE_SIZE};
+use ivf_store::Block;
 use pgrx::pg_sys;
 
 /// An index with more pages remembers those that were read last.
@@ -16,9 +16,6 @@ const LOOKED_UP: u32 = 8;
 /// After a page that was no longer where it was found last, so many of those to be read soon
 /// are looked up before: others have probably been replaced too.
 const DOUBTED: u32 = 1 << 10;
-
-/// Bytes that a processor fetches at once.
-const CACHE_LINE: usize = 64;
 
 /// A block and the buffer that it was in.
 type Place = (Block, pg_sys::Buffer);
@@ -62,19 +59,6 @@ impl RecentBuffers {
             .filter(|_| !wanted.is_multiple_of(LOOKED_UP))
     }
 
-    /// Has the processor fetch `block`, which will be read next, if it is where it was found
-    /// last.
-    pub(super) fn warm(&self, block: Block) {
-        let Some(buffer) = self.known(block) else {
-            return;
-        };
-        // Those of temporary tables have negative numbers.
-        let Ok(place) = usize::try_from(buffer - 1) else {
-            return;
-        };
-        warm_buffer(place);
-    }
-
     /// Whether `block` is in a buffer in all probability.
     pub(super) fn is_at_hand(&self, block: Block) -> bool {
         if self.known(block).is_none() {
@@ -104,20 +88,3 @@ impl RecentBuffers {
         self.place(block).set((block, buffer));
     }
 }
-
-#[cfg(target_arch = "x86_64")]
-fn warm_buffer(place: usize) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    // SAFETY: the buffer with this number exists, and fetching reads nothing.
-    unsafe {
-        let descriptor = pg_sys::BufferDescriptors.add(place);
-        _mm_prefetch::<_MM_HINT_T0>(descriptor.cast());
-        let page = pg_sys::BufferBlocks.add(place * PAGE_SIZE);
-        for line in (0..PAGE_SIZE).step_by(CACHE_LINE) {
-            _mm_prefetch::<_MM_HINT_T0>(page.add(line).cast());
-        }
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn warm_buffer(_: usize) {}
