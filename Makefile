@@ -16,10 +16,10 @@ ifdef CUDA
 export CUDA
 endif
 
-.PHONY: help demo gallery psql clean-demo install test test-image soak lint check-versions bench
+.PHONY: help demo gallery psql clean-demo install test test-17 test-image soak lint check-versions bench
 
 help: ## List the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 
 demo: ## Set everything up, then caption, embed, index and search 300 pictures in SQL
 	@scripts/demo.sh
@@ -42,6 +42,9 @@ test: ## Run all tests, with their own set-up
 
 test-image: ## Run the image's steps in a fresh Debian 13 with PostgreSQL 17, and test what they made (as root, with debootstrap)
 	@scripts/chroot.sh test
+
+test-17: ## Run the tests in SQL and on clusters on PostgreSQL 17, in a Debian 13 of their own (as root, with debootstrap)
+	@scripts/chroot.sh suite
 
 soak: ## Crash, kill, cancel, write and read for half an hour, and look for rows that are lost or wrong
 	@scripts/soak.sh

@@ -6,6 +6,9 @@
 #
 #   scripts/chroot.sh test          make the systems, build, install, and run
 #                                   docker/tests/container.sh in the image
+#   scripts/chroot.sh suite [ARGUMENT]...
+#                                   the tests in SQL and on clusters (pgrx-tests) on that
+#                                   PostgreSQL; arguments go to cargo test
 #   scripts/chroot.sh shell SYSTEM  a shell in base, build or image
 #   scripts/chroot.sh remove        delete them
 #
@@ -105,6 +108,26 @@ run_container_test() {
         /models/minilm /models/demo
 }
 
+# The clone as it is in git, beside the context of the image: its tests are not part of that.
+run_suite() {
+    local suite=$ROOT/build/suite
+    rm -rf "$suite" "$ROOT/build/models"
+    mkdir "$suite" "$ROOT/build/models"
+    git -C "$REPO" ls-files -z | tar -C "$REPO" -c --null -T - | tar -C "$suite" -x --no-same-owner
+    cp -RL "$MINILM" "$ROOT/build/models/minilm"
+    chmod -R a+rX "$ROOT/build/models" "$suite"
+    # shellcheck disable=SC2016 # for the shell there
+    inside build env PG_CONFIG=/usr/lib/postgresql/$PG_OF_RELEASE/bin/pg_config PG_SIGHT_MINILM=/models/minilm \
+        PG_SIGHT_TEST_USER=postgres bash -c '
+        cd /suite
+        . scripts/common.sh
+        choose_postgres
+        scripts/setup.sh rust
+        scripts/install.sh
+        exec cargo test --release -p pg_sight_tests "$@"
+        ' bash "$@"
+}
+
 prepare() {
     [ "$IS_ROOT" = yes ] || fail "scripts/chroot.sh mounts and changes root: run it as root"
     command -v debootstrap >/dev/null || fail "debootstrap is missing" "    apt-get install debootstrap"
@@ -119,11 +142,18 @@ test)
     step chroot-image "docker/steps/runtime.sh and check.sh" install_image
     run_container_test
     ;;
+suite)
+    shift
+    "$REPO/scripts/setup.sh" models
+    prepare
+    step chroot-build "docker/steps/build.sh (the first time 20 minutes)" build
+    run_suite "$@"
+    ;;
 shell)
     prepare
     [ -d "$ROOT/${2:-}/etc" ] || fail "which system: base, build or image?"
     inside "$2" bash -i
     ;;
 remove) rm -rf --one-file-system "$ROOT" ;;
-*) fail "usage: scripts/chroot.sh test | shell SYSTEM | remove" ;;
+*) fail "usage: scripts/chroot.sh test | suite [ARGUMENT]... | shell SYSTEM | remove" ;;
 esac
