@@ -76,13 +76,17 @@ copy_context() {
     tar -C "$REPO" -c "${unwanted[@]}" "${wanted[@]}" | tar -C "$ROOT/$1/src" -x --no-same-owner
 }
 
-build() {
+make_build_system() {
     [ -d "$ROOT/build" ] || cp -a "$ROOT/base" "$ROOT/build"
-    copy_context build
     # Of the machine's toolchain as cargo is.
     if [ -x "$CACHE/tools/bin/cargo-pgrx" ]; then
         install -D "$CACHE/tools/bin/cargo-pgrx" "$ROOT/build/var/cache/pg_sight/tools/bin/cargo-pgrx"
     fi
+}
+
+build() {
+    make_build_system
+    copy_context build
     rm -rf "$ROOT/build/out"
     inside build env PG_MAJOR=$PG_OF_RELEASE /src/docker/steps/build.sh /out
 }
@@ -111,6 +115,7 @@ run_container_test() {
 # The clone as it is in git, beside the context of the image: its tests are not part of that.
 run_suite() {
     local suite=$ROOT/build/suite
+    make_build_system
     rm -rf "$suite" "$ROOT/build/models"
     mkdir "$suite" "$ROOT/build/models"
     git -C "$REPO" ls-files -z | tar -C "$REPO" -c --null -T - | tar -C "$suite" -x --no-same-owner
@@ -119,13 +124,17 @@ run_suite() {
     # shellcheck disable=SC2016 # for the shell there
     inside build env PG_CONFIG=/usr/lib/postgresql/$PG_OF_RELEASE/bin/pg_config PG_SIGHT_MINILM=/models/minilm \
         PG_SIGHT_TEST_USER=postgres bash -c '
+        set -e
+        apt-get update
+        apt-get install -y --no-install-recommends "postgresql-server-dev-$1"
+        shift
         cd /suite
         . scripts/common.sh
         choose_postgres
-        scripts/setup.sh rust
+        scripts/setup.sh packages rust postgres pgrx
         scripts/install.sh
         exec cargo test --release -p pg_sight_tests "$@"
-        ' bash "$@"
+        ' bash "$PG_OF_RELEASE" "$@"
 }
 
 prepare() {
@@ -146,7 +155,6 @@ suite)
     shift
     "$REPO/scripts/setup.sh" models
     prepare
-    step chroot-build "docker/steps/build.sh (the first time 20 minutes)" build
     run_suite "$@"
     ;;
 shell)
