@@ -133,7 +133,10 @@ run_suite() {
         choose_postgres
         scripts/setup.sh packages rust postgres pgrx
         scripts/install.sh
-        exec cargo test --release -p pg_sight_tests "$@"
+        # This shell, the first process there, sees to what lost its parent, as an init does.
+        status=0
+        cargo test --release -p pg_sight_tests "$@" || status=$?
+        exit "$status"
         ' bash "$PG_OF_RELEASE" "$@"
 }
 
