@@ -10,6 +10,10 @@ use sight_models::{
     Model, Pixels, Placement, Task, Watch, inspect, load,
 };
 
+#[path = "support/overrides.rs"]
+mod overrides;
+use overrides::overrides;
+
 const LIMITS: ImageLimits = ImageLimits {
     max_bytes: 1 << 20,
     max_pixels: 1 << 22,
@@ -163,14 +167,7 @@ fn forced_lengths_and_penalties_are_those_of_transformers() {
         "minlen_beam3",
     ] {
         let settings = &goldens.all["stress"][name];
-        let count = |key: &str| settings[key].as_u64().map(|value| value as u32);
-        let options = GenerationOverrides {
-            max_length: count("max_length"),
-            min_length: count("min_length"),
-            num_beams: count("num_beams"),
-            repetition_penalty: settings["repetition_penalty"].as_f64().map(|p| p as f32),
-            ..GenerationOverrides::default()
-        };
+        let options = overrides(settings);
         let captions = generate(&captioner, &images, None, &options);
         assert_ids(&captions, &goldens.ids(&format!("{name}_ids")), name);
     }
@@ -186,20 +183,7 @@ fn further_options_are_those_of_transformers() {
     assert!(cases.len() >= 8);
     for case in cases {
         let settings = &case["options"];
-        let count = |key: &str| settings[key].as_u64().map(|value| value as u32);
-        let number = |key: &str| settings[key].as_f64().map(|value| value as f32);
-        let options = GenerationOverrides {
-            max_length: count("max_length"),
-            max_new_tokens: count("max_new_tokens"),
-            min_length: count("min_length"),
-            min_new_tokens: count("min_new_tokens"),
-            num_beams: count("num_beams"),
-            no_repeat_ngram_size: count("no_repeat_ngram_size"),
-            repetition_penalty: number("repetition_penalty"),
-            length_penalty: number("length_penalty"),
-            early_stopping: serde_json::from_value(settings["early_stopping"].clone()).unwrap(),
-            ..GenerationOverrides::default()
-        };
+        let options = overrides(settings);
         let expected: Vec<Vec<u32>> = serde_json::from_value(case["ids"].clone()).unwrap();
         let captions = generate(&captioner, &images, case["prompt"].as_str(), &options);
         assert_ids(&captions, &expected, &settings.to_string());

@@ -9,6 +9,9 @@ use sight_models::{
     Watch, load,
 };
 
+mod overrides;
+pub use overrides::overrides;
+
 const PICTURES: usize = 3;
 /// Of a state: the largest difference over the largest value.
 const TOLERANCE: f32 = 1e-5;
@@ -70,23 +73,6 @@ pub fn change(folder: &Path, file: &str, change: impl Fn(&mut Value)) {
     };
     change(&mut value);
     fs::write(path, value.to_string()).unwrap();
-}
-
-pub fn overrides(options: &Value) -> GenerationOverrides {
-    let count = |key: &str| options[key].as_u64().map(|value| value as u32);
-    let number = |key: &str| options[key].as_f64().map(|value| value as f32);
-    GenerationOverrides {
-        max_length: count("max_length"),
-        max_new_tokens: count("max_new_tokens"),
-        min_length: count("min_length"),
-        min_new_tokens: count("min_new_tokens"),
-        num_beams: count("num_beams"),
-        no_repeat_ngram_size: count("no_repeat_ngram_size"),
-        repetition_penalty: number("repetition_penalty"),
-        length_penalty: number("length_penalty"),
-        early_stopping: serde_json::from_value(options["early_stopping"].clone()).unwrap(),
-        ..GenerationOverrides::default()
-    }
 }
 
 /// The token ids of the captions.
