@@ -13,7 +13,7 @@
 #   scripts/chroot.sh remove        delete them
 #
 #   PG_SIGHT_CHROOT         their folder, by default chroot in the cache: 6 GB
-#   PG_SIGHT_CHROOT_MIRROR  where Debian is downloaded from
+#   PG_SIGHT_CHROOT_MIRROR  where Debian is downloaded from, if not from debootstrap's default
 #
 # Rust's toolchain is this machine's, seen from there; so are the settings of apt and the
 # certificates of the hosts that are downloaded from. The systems stay, and with them what cargo
@@ -22,7 +22,7 @@
 . "$(dirname "$0")/common.sh"
 
 ROOT=${PG_SIGHT_CHROOT:-$CACHE/chroot}
-MIRROR=${PG_SIGHT_CHROOT_MIRROR:-http://deb.debian.org/debian}
+MIRROR=${PG_SIGHT_CHROOT_MIRROR:-}
 RELEASE=trixie
 PG_OF_RELEASE=17
 CERTIFICATES=/etc/ssl/certs/ca-certificates.crt
@@ -31,7 +31,7 @@ CERTIFICATES=/etc/ssl/certs/ca-certificates.crt
 make_base() {
     rm -rf "$ROOT/base" "$ROOT/base.new"
     mkdir -p "$ROOT"
-    debootstrap --variant=minbase "$RELEASE" "$ROOT/base.new" "$MIRROR"
+    debootstrap --variant=minbase "$RELEASE" "$ROOT/base.new" ${MIRROR:+"$MIRROR"}
     # Proxies and the like.
     apt-config dump --format '%f "%v";%n' Acquire | grep -E '^Acquire::(https?|Check-).*".+"' \
         >"$ROOT/base.new/etc/apt/apt.conf.d/90host" || true

@@ -66,53 +66,39 @@ setup_rust() {
         "    rustup toolchain install stable && rustup default stable"
 }
 
-setup_python() {
-    local requirements=$REPO/tools/demo/requirements.txt
-    if [ -x "$PYTHON" ] && cmp -s "$requirements" "$VENV/requirements.txt"; then
-        already "Python packages"
+# make_environment LOG TITLE FOLDER REQUIREMENTS...: a virtual environment of Python with what
+# these files name.
+make_environment() {
+    local log=$1 title=$2 folder=$3 wanted
+    shift 3
+    wanted=$(cat "$@")
+    if [ -x "$folder/bin/python" ] && [ "$wanted" = "$(cat "$folder/requirements.txt" 2>/dev/null)" ]; then
+        already "$title"
     else
-        step python "Python packages in a virtual environment" make_venv "$requirements"
+        step "$log" "$title" fill_environment "$folder" "$wanted"
     fi
 }
 
-make_venv() {
-    "$PYTHON" -c '' 2>/dev/null || python3 -m venv --clear "$VENV"
-    pip install -r "$1"
-    cp "$1" "$VENV/requirements.txt"
+fill_environment() {
+    "$1/bin/python" -c '' 2>/dev/null || python3 -m venv --clear "$1"
+    printf '%s\n' "$2" >"$1/requirements.new"
+    "$1/bin/python" -m pip --disable-pip-version-check --no-input install -r "$1/requirements.new"
+    mv "$1/requirements.new" "$1/requirements.txt"
+}
+
+setup_python() {
+    make_environment python "Python packages" "$VENV" "$REPO/tools/demo/requirements.txt"
 }
 
 setup_linters() {
-    local requirements=$REPO/tools/lint/requirements.txt
-    if [ -x "$LINTERS/python" ] && cmp -s "$requirements" "$LINTERS/requirements.txt"; then
-        already "Linters"
-    else
-        step linters "Linters in a virtual environment (80 MB)" make_linters "$requirements"
-    fi
-}
-
-make_linters() {
-    python3 -m venv --clear "$(dirname "$LINTERS")"
-    "$LINTERS/python" -m pip --disable-pip-version-check --no-input install -r "$1"
-    cp "$1" "$LINTERS/requirements.txt"
+    make_environment linters "Linters (80 MB)" "$(dirname "$LINTERS")" "$REPO/tools/lint/requirements.txt"
 }
 
 pip() { "$PYTHON" -m pip --disable-pip-version-check --no-input "$@"; }
 
 setup_examples() {
-    local requirements
-    requirements=$(cat "$REPO/examples/requirements.txt" "$REPO/examples/tests/requirements.txt")
-    if [ -x "$EXAMPLES_PYTHON" ] && [ "$requirements" = "$(cat "$EXAMPLES_VENV/requirements.txt" 2>/dev/null)" ]; then
-        already "Python packages of the examples"
-    else
-        step examples "Python packages of the examples (900 MB)" make_examples_venv "$requirements"
-    fi
-}
-
-make_examples_venv() {
-    "$EXAMPLES_PYTHON" -c '' 2>/dev/null || python3 -m venv --clear "$EXAMPLES_VENV"
-    printf '%s\n' "$1" >"$EXAMPLES_VENV/requirements.new"
-    "$EXAMPLES_PYTHON" -m pip --disable-pip-version-check --no-input install -r "$EXAMPLES_VENV/requirements.new"
-    mv "$EXAMPLES_VENV/requirements.new" "$EXAMPLES_VENV/requirements.txt"
+    make_environment examples "Python packages of the examples (900 MB)" "$EXAMPLES_VENV" \
+        "$REPO/examples/requirements.txt" "$REPO/examples/tests/requirements.txt"
 }
 
 # What drives the gallery in its test.
