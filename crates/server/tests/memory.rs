@@ -267,6 +267,7 @@ fn memory_stays_bounded_over_many_requests() {
     }
     println!("MB after each eighth of {count} requests: {megabytes:?}");
     assert!(server.status().requests as usize >= count);
-    // The allocator keeps what large requests took, but that is not more and more.
-    assert!(megabytes[parts - 1] < megabytes[1] + 48, "{megabytes:?}");
+    // The allocator keeps what large requests took at a time, but that is not
+    // more and more.
+    assert!(megabytes[parts - 1] < megabytes[1] + 24, "{megabytes:?}");
 }

@@ -81,6 +81,9 @@ impl Server {
             .args(["-c", "ulimit -Sn 64; exec \"$0\""])
             .arg(env!("CARGO_BIN_EXE_pg_sight_server"))
             .current_dir(directory)
+            // What each thread's heap keeps of its largest request would hide
+            // what is lost.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
