@@ -9,7 +9,13 @@ const KERNELS: &str = "src/ops/cuda/kernels.cu";
 const LEAST_CAPABILITY: u32 = 80;
 
 fn main() {
-    for file in ["kernels.cu", "attention.cuh", "numbers.cuh", "rows.cuh"] {
+    for file in [
+        "kernels.cu",
+        "attention.cuh",
+        "blocks.cuh",
+        "numbers.cuh",
+        "rows.cuh",
+    ] {
         println!("cargo:rerun-if-changed=src/ops/cuda/{file}");
     }
     for name in ["CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP"] {

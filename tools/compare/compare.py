@@ -1,9 +1,10 @@
 """Compare a model directory, layer by layer, with what transformers and sentence-transformers compute from it.
 
-usage: compare.py DIRECTORY [--texts FILE | --image FILE] [--bound 1e-4] [--beams 1] [--program FILE]
+usage: compare.py DIRECTORY [--texts FILE | --image FILE] [--prompt TEXT] [--bound 1e-4] [--beams 1] [--program FILE]
 
 The example `trace` of the crate sight-models computes the same input; --program is its executable where cargo should
 not build it. Texts are one a line, each computed alone; without a file some are built in, and a picture is drawn.
+InstructBLIP answers a prompt about it.
 The table has the worst of all texts: the largest difference, the same over the largest value, and the cosine of the
 whole state. Exit status 1 where a relative difference is above the bound, or token ids differ.
 """
@@ -20,10 +21,16 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from reference import encoder_modules, recorded, trace_captioner, with_stored_options
+from reference import encoder_modules, recorded, trace_captioner, trace_instructed, with_stored_options
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import BlipForConditionalGeneration, BlipImageProcessorPil
+from transformers import (
+    AutoTokenizer,
+    BlipForConditionalGeneration,
+    BlipImageProcessorPil,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = [
@@ -32,6 +39,7 @@ TEXTS = [
     "Unlikely, walking! the photo's café -- 日本 zzz",
     "the small blue boots and the large old lamp in a picture of 1 2 3 bags, walked with an unlikely striped dress. " * 12,
 ]
+PROMPT = "describe this image in full detail"
 NEW_TOKENS = 20
 # Of samples from 0 to 255: decoders of JPEG differ by so much.
 PIXEL_BOUND = 2.5
@@ -125,24 +133,48 @@ def compare_texts(directory: Path, texts: list[str], program: Path | None, scrat
         comparison.states(ours, {**theirs, "embedding": features["sentence_embedding"]})
 
 
-@torch.no_grad()
-def compare_picture(directory: Path, picture: Path, beams: int, program: Path | None, scratch: Path, comparison: Comparison) -> None:
-    arguments = [str(directory), "--image", str(picture), "--beams", str(beams), "--new-tokens", str(NEW_TOKENS)]
-    ours = run_trace(program, arguments, scratch / "trace.safetensors")
+def same_pixels(directory: Path, picture: Path, ours: dict[str, torch.Tensor], comparison: Comparison) -> torch.Tensor:
+    """Compares the pixels, and returns ours, with which both go on."""
     processor = BlipImageProcessorPil.from_pretrained(directory)
     expected = processor(images=[Image.open(picture)], return_tensors="pt")["pixel_values"]
-    pixels, ids = ours.pop("pixels")[None], ours.pop("ids").tolist()
+    pixels = ours.pop("pixels")[None]
     std = torch.tensor(processor.image_std).reshape(1, 3, 1, 1)
     samples = ((pixels - expected) * std * 255).abs().max().item()
     print(f"pixels differ by up to {samples:.3f} of 255")
     if not samples <= PIXEL_BOUND:
         comparison.faults.append(f"pixels differ by {samples:.3f} of 255")
-    # From here on both have the same pixels.
+    return pixels
+
+
+@torch.no_grad()
+def compare_picture(directory: Path, picture: Path, beams: int, program: Path | None, scratch: Path, comparison: Comparison) -> None:
+    arguments = [str(directory), "--image", str(picture), "--beams", str(beams), "--new-tokens", str(NEW_TOKENS)]
+    ours = run_trace(program, arguments, scratch / "trace.safetensors")
+    pixels, ids = same_pixels(directory, picture, ours, comparison), ours.pop("ids").tolist()
     model = BlipForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
     options = with_stored_options(directory, {"num_beams": beams, "max_new_tokens": NEW_TOKENS})
     generated = model.generate(pixel_values=pixels, **options)[0].tolist()
     comparison.ids("the caption", ids, generated)
     comparison.states(ours, trace_captioner(model, pixels, ids))
+
+
+@torch.no_grad()
+def compare_answer(directory: Path, picture: Path, prompt: str, beams: int, program: Path | None, scratch: Path, comparison: Comparison) -> None:
+    arguments = [str(directory), "--image", str(picture), "--prompt", prompt, "--beams", str(beams), "--new-tokens", str(NEW_TOKENS)]
+    ours = run_trace(program, arguments, scratch / "trace.safetensors")
+    pixels, ids = same_pixels(directory, picture, ours, comparison), ours.pop("ids").tolist()
+    model = InstructBlipForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (directory, directory / "qformer_tokenizer")]
+    images = BlipImageProcessorPil.from_pretrained(directory)
+    processor = InstructBlipProcessor(images, *tokenizers, num_query_tokens=model.config.num_query_tokens)
+    inputs = dict(processor(images=[Image.open(picture)], text=[prompt], return_tensors="pt"))
+    inputs["pixel_values"] = pixels
+    options = with_stored_options(directory, {"num_beams": beams, "max_new_tokens": NEW_TOKENS})
+    generated = model.generate(**inputs, **options)[0].tolist()
+    comparison.ids("the answer", ids, generated)
+    # A T5 reads the prompt in its encoder, and its answers begin with a token of their own.
+    begin = 1 if model.config.text_config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    comparison.states(ours, trace_instructed(model, inputs, ids[begin:]))
 
 
 def draw_picture(file: Path) -> Path:
@@ -160,6 +192,7 @@ def main() -> int:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--texts", type=Path, help="one a line")
     chosen.add_argument("--image", type=Path)
+    parser.add_argument("--prompt", help=f'of InstructBLIP (default "{PROMPT}")')
     parser.add_argument("--bound", type=float, default=1e-4, help="of relative differences")
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--program", type=Path, help="the built example")
@@ -167,15 +200,19 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     directory, program = args.directory.resolve(), args.program and args.program.resolve()
-    captions = json.loads((directory / "config.json").read_text())["model_type"] == "blip"
-    if captions and args.texts or not captions and args.image:
+    kind = json.loads((directory / "config.json").read_text())["model_type"]
+    captions = kind in ("blip", "instructblip")
+    if captions and args.texts or not captions and args.image or args.prompt and kind != "instructblip":
         parser.error("the input is not of the kind that this model takes")
     comparison = Comparison(args.bound)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         if captions:
             picture = args.image.resolve() if args.image else draw_picture(scratch / "picture.png")
-            compare_picture(directory, picture, args.beams, program, scratch, comparison)
+            if kind == "blip":
+                compare_picture(directory, picture, args.beams, program, scratch, comparison)
+            else:
+                compare_answer(directory, picture, args.prompt or PROMPT, args.beams, program, scratch, comparison)
         else:
             texts = args.texts.read_text().splitlines() if args.texts else TEXTS
             compare_texts(directory, texts, program, scratch, comparison)

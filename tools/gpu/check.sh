@@ -3,11 +3,14 @@
 # `scripts/cuda.sh pack` fills, of which this is the front door. Python needs torch,
 # transformers, sentence-transformers and Pillow for the speed; parity needs no Python.
 #
-#   check.sh                 both; the report is RESULTS/results-gpu.md
-#   check.sh parity | speed  one of them
+#   check.sh                 all of these; the report is RESULTS/results-gpu.md
+#   check.sh parity          kernels against formulas, models against stored results
+#   check.sh speed           encoders and captioners beside transformers
+#   check.sh four-bits       InstructBLIP with Vicuna 7B, of random weights, in 4 bits: time to load,
+#                            tokens per second, memory
 #
 #   RESULTS      folder for reports and logs, by default results beside this script
-#   MODELS       folder for the models of full size that are made (2 GB), by default a
+#   MODELS       folder for the models of full size that are made (2 GB; in 4 bits 20 GB), by default a
 #                temporary one
 #   PYTHON       by default python3
 #   ROUNDS       rounds of the benchmark
@@ -34,7 +37,7 @@ libraries() {
 LD_LIBRARY_PATH=$(libraries)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH
 
-# part NAME SECONDS COMMAND...: with its output in a log.
+# part NAME SECONDS COMMAND...: with its output in a log. False where it failed.
 part() {
     local name=$1 limit=$2 begun=$SECONDS
     shift 2
@@ -45,6 +48,7 @@ part() {
         grep -E "panicked|^error|Error|tolerance|FAILED|test result" "$RESULTS/$name.log" | head -n 20
         tail -n 15 "$RESULTS/$name.log"
         STATUS=1
+        return 1
     fi
 }
 
@@ -83,6 +87,29 @@ speed() {
     cat "$RESULTS/results-gpu.md"
 }
 
+# The call of a catalogue: two instructions by ten beams each. A model of random weights never ends
+# an answer by itself.
+four_bits() {
+    local model=$MODELS/instructblip-7b picture prompt
+    picture=$(find "$HERE/demo/goldens" -name '*.png' | sort | head -n 1)
+    if [ ! -f "$model/made" ]; then
+        part make-7b 400 "$PYTHON" -B "$HERE/tools/compare/random_instructblip.py" "$model" --size 7b || return
+        touch "$model/made"
+    fi
+    part 7b-load 400 "$HERE/bin/four_bits" "$model" "$picture" --device cuda
+    for prompt in 'describe this image in full detail' 'create an extensive description of this image'; do
+        part "7b-beams-${prompt%% *}" 300 "$HERE/bin/four_bits" "$model" "$picture" --device cuda --prompt "$prompt" \
+            --beams 10 --new-tokens 470
+    done
+    {
+        echo
+        echo "InstructBLIP with Vicuna 7B, of random weights, in 4 bits: the first load, then ten beams of 470 tokens:"
+        echo
+        # What it says of the random answer itself is left out.
+        grep -hE '^[^\[]' "$RESULTS"/7b-*.log | sed 's/^/- /'
+    } | tee -a "$RESULTS/results-gpu.md"
+}
+
 # For the shell that timeout starts.
 export -f models
 export HERE MODELS PYTHON
@@ -90,12 +117,14 @@ export HERE MODELS PYTHON
 case ${1:-all} in
 parity) parity ;;
 speed) speed ;;
+four-bits) four_bits ;;
 all)
     parity
     speed
+    four_bits
     ;;
 *)
-    echo "usage: check.sh [parity | speed]" >&2
+    echo "usage: check.sh [parity | speed | four-bits]" >&2
     exit 2
     ;;
 esac

@@ -1,9 +1,11 @@
 //! Loads a captioner with its language model in 4 bits, describes a picture, and says
 //! what that took.
 //!
-//!     four_bits MODEL_DIRECTORY PICTURE [--prompt TEXT] [--beams N] [--new-tokens N] [--full]
+//!     four_bits MODEL_DIRECTORY PICTURE [--device NAME] [--prompt TEXT] [--beams N]
+//!               [--new-tokens N] [--full]
 //!
-//! The quantized weights are kept beside the model; with `--full` nothing is quantized.
+//! The device is as `pg_sight.device`, by default the CPU. The quantized weights are kept beside
+//! the model; with `--full` nothing is quantized.
 
 use std::env;
 use std::error::Error;
@@ -13,7 +15,8 @@ use std::time::Instant;
 
 use sight_models::{FourBits, GenerationOverrides, ImageLimits, Model, Placement, Watch, open};
 
-const USAGE: &str = "usage: four_bits MODEL_DIRECTORY PICTURE [--prompt TEXT] [--beams N] [--new-tokens N] [--full]";
+const USAGE: &str = "usage: four_bits MODEL_DIRECTORY PICTURE [--device NAME] [--prompt TEXT] \
+    [--beams N] [--new-tokens N] [--full]";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -21,11 +24,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err(USAGE.into());
     };
     let mut prompt = "describe this image in full detail".to_owned();
-    let (mut beams, mut tokens, mut full) = (1, 20, false);
+    let (mut beams, mut tokens, mut full, mut device) = (1, 20, false, "cpu");
     let mut options = options.iter();
     while let Some(option) = options.next() {
         match option.as_str() {
             "--full" => full = true,
+            "--device" => device = options.next().ok_or(USAGE)?,
             "--prompt" => prompt = options.next().ok_or(USAGE)?.clone(),
             "--beams" => beams = options.next().ok_or(USAGE)?.parse()?,
             "--new-tokens" => tokens = options.next().ok_or(USAGE)?.parse()?,
@@ -33,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let begun = Instant::now();
-    let place = Placement::default();
+    let place = Placement::open(device, "auto")?;
     let opened = open(Path::new(directory))?;
     println!("opened after {:.1} s", begun.elapsed().as_secs_f64());
     let four_bits = FourBits {
@@ -45,11 +49,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     } else {
         println!(
             "weights: {} MB",
-            opened.memory_bytes_in_4_bits(&place)? >> 20
+            opened.memory_bytes_in_4_bits(&place) >> 20
         );
         opened.load_in_4_bits(&place, &four_bits)?
     };
-    report("loaded", begun);
+    report("loaded", begun, &place);
     let Model::Captioner(captioner) = model else {
         return Err("this is no captioner".into());
     };
@@ -60,7 +64,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let begun = Instant::now();
     let pixels = captioner.preprocess(&fs::read(picture)?, &limits)?;
     let images = captioner.encode_images(&[&pixels])?;
-    report("encoded the picture", begun);
+    report("encoded the picture", begun, &place);
     let prompt = captioner.prompt(Some(&prompt))?;
     let generate = |tokens: u32| {
         let config = captioner.generation(&GenerationOverrides {
@@ -73,11 +77,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let begun = Instant::now();
     generate(1)?;
-    report("one token", begun);
+    report("one token", begun, &place);
     let first = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
     let captions = generate(tokens)?;
-    report("all tokens", begun);
+    report("all tokens", begun, &place);
     let steps = f64::from(tokens - 1) / (begun.elapsed().as_secs_f64() - first);
     println!("{steps:.2} steps/s of {beams} beams");
     for caption in captions.into_iter().flatten() {
@@ -90,8 +94,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Prints the time since `begun`, and the memory that the process takes.
-fn report(what: &str, begun: Instant) {
+/// Prints the time since `begun`, and the memory that the process and, of the device, all take.
+fn report(what: &str, begun: Instant, place: &Placement) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let memory = |name: &str| {
         let line = status.lines().find(|line| line.starts_with(name));
@@ -99,8 +103,10 @@ fn report(what: &str, begun: Instant) {
         let kilobytes = words.flatten().and_then(|word| word.parse::<u64>().ok());
         kilobytes.unwrap_or(0) >> 10
     };
+    let device = place.memory().map(|memory| memory.used_bytes >> 20);
+    let device = device.map_or_else(String::new, |used| format!(", {used} MB of the device"));
     println!(
-        "{what}: {:.2} s, {} MB resident, {} MB at most",
+        "{what}: {:.2} s, {} MB resident, {} MB at most{device}",
         begun.elapsed().as_secs_f64(),
         memory("VmRSS:"),
         memory("VmHWM:")

@@ -1,7 +1,7 @@
 //! What a model computes on its way to a result, as a file of safetensors.
 //!
 //!     trace MODEL_DIRECTORY --texts TEXTS.txt OUTPUT
-//!     trace MODEL_DIRECTORY --image PICTURE [--beams N] [--new-tokens N] OUTPUT
+//!     trace MODEL_DIRECTORY --image PICTURE [--prompt TEXT] [--beams N] [--new-tokens N] OUTPUT
 //!
 //! Texts are one a line; the states of text t are under `t.NAME`, its tokens under
 //! `t.ids`. A picture is described, then traced with the tokens of its description:
@@ -19,7 +19,7 @@ use sight_models::{
 };
 
 const USAGE: &str = "usage: trace MODEL_DIRECTORY --texts TEXTS OUTPUT | \
-    trace MODEL_DIRECTORY --image PICTURE [--beams N] [--new-tokens N] OUTPUT";
+    trace MODEL_DIRECTORY --image PICTURE [--prompt TEXT] [--beams N] [--new-tokens N] OUTPUT";
 
 type States = HashMap<String, Tensor>;
 
@@ -34,7 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             trace_texts(encoder, &fs::read_to_string(input)?)?
         }
         (Model::Captioner(captioner), "--image") => {
-            trace_picture(captioner, &fs::read(input)?, &overrides(options)?)?
+            let (prompt, options) = overrides(options)?;
+            trace_picture(captioner, &fs::read(input)?, prompt, &options)?
         }
         _ => return Err(USAGE.into()),
     };
@@ -42,7 +43,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn overrides(options: &[String]) -> Result<GenerationOverrides, Box<dyn Error>> {
+/// The prompt, and how to generate.
+fn overrides(options: &[String]) -> Result<(Option<&str>, GenerationOverrides), Box<dyn Error>> {
+    let mut prompt = None;
     let mut overrides = GenerationOverrides {
         num_beams: Some(1),
         max_new_tokens: Some(20),
@@ -50,6 +53,7 @@ fn overrides(options: &[String]) -> Result<GenerationOverrides, Box<dyn Error>> 
     };
     for pair in options.chunks(2) {
         match pair {
+            [name, value] if name == "--prompt" => prompt = Some(value.as_str()),
             [name, value] if name == "--beams" => overrides.num_beams = Some(value.parse()?),
             [name, value] if name == "--new-tokens" => {
                 overrides.max_new_tokens = Some(value.parse()?);
@@ -57,7 +61,7 @@ fn overrides(options: &[String]) -> Result<GenerationOverrides, Box<dyn Error>> 
             _ => return Err(USAGE.into()),
         }
     }
-    Ok(overrides)
+    Ok((prompt, overrides))
 }
 
 fn trace_texts(encoder: &TextEncoder, texts: &str) -> Result<States, Box<dyn Error>> {
@@ -75,6 +79,7 @@ fn trace_texts(encoder: &TextEncoder, texts: &str) -> Result<States, Box<dyn Err
 fn trace_picture(
     captioner: &Captioner,
     picture: &[u8],
+    prompt: Option<&str>,
     options: &GenerationOverrides,
 ) -> Result<States, Box<dyn Error>> {
     let limits = ImageLimits {
@@ -84,7 +89,7 @@ fn trace_picture(
     let pixels = captioner.preprocess(picture, &limits)?;
     let images = captioner.encode_images(&[&pixels])?;
     let config = captioner.generation(options)?;
-    let prompt = captioner.prompt(None)?;
+    let prompt = captioner.prompt(prompt)?;
     let captions = captioner.generate(&images, &prompt, &config, &Watch::default())?;
     let caption = captions.into_iter().flatten().next();
     let ids = caption.ok_or("no description")?.token_ids;

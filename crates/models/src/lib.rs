@@ -4,9 +4,9 @@
 //! [`inspect`] says what a directory holds and whether it is whole, [`load`] gives
 //! a [`TextEncoder`] or a [`Captioner`]; [`open`] is what both begin with. Their numbers are those of
 //! sentence-transformers and transformers: the tests compare them.
-// Kernels of devices are launched without the compiler's help; nothing else is unsafe.
-#![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
-#![cfg_attr(feature = "cuda", deny(unsafe_code))]
+// A file is mapped, and kernels of devices are launched, without the compiler's help; nothing
+// else is unsafe.
+#![deny(unsafe_code)]
 
 mod activation;
 mod bert;

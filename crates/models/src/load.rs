@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoint, TensorSpec};
 use crate::device::Placement;
 use crate::error::ModelError;
 use crate::files::{ModelDirectory, damaged, unsupported};
-use crate::quantized::{FourBits, check_place};
+use crate::quantized::FourBits;
 use crate::text_encoder::{EncoderPlan, TextEncoder};
 
 /// What a model is for.
@@ -195,23 +195,17 @@ impl OpenedModel {
     }
 
     /// The same where it is loaded in 4 bits.
-    ///
-    /// Errors: [`ErrorKind::NotSupported`](crate::ErrorKind::NotSupported) for a language
-    /// model on a device that does not compute with them.
-    pub fn memory_bytes_in_4_bits(&self, place: &Placement) -> Result<u64, ModelError> {
+    pub fn memory_bytes_in_4_bits(&self, place: &Placement) -> u64 {
         let layers = match &self.plan {
             Plan::Captioner(plan) => plan.language_layers(&self.checkpoint),
             Plan::Encoder(_) => Vec::new(),
         };
-        if !layers.is_empty() {
-            check_place(place)?;
-        }
         let number = place.dtype.size_in_bytes() as u64;
         let saved = layers.iter().map(|layer| {
             let whole = (layer.outputs() * layer.inputs()) as u64 * number;
             whole - layer.quantized_bytes().unwrap_or(whole)
         });
-        Ok(self.memory_bytes(place).saturating_sub(saved.sum()))
+        self.memory_bytes(place).saturating_sub(saved.sum())
     }
 
     /// Reads the weights. Errors as [`open`], and

@@ -81,7 +81,7 @@ impl Projections<'_> {
             checkpoint, place, ..
         } = self;
         if let Some(quantized) = &self.quantized
-            && let Some(weight) = quantized.read(spec)?
+            && let Some(weight) = quantized.read(spec, &place.device)?
         {
             return Ok(Projection::Quantized(weight));
         }

@@ -1,27 +1,28 @@
 //! Weights of 4 bits: made of those of a checkpoint, one layer after the other, and
-//! kept in a file, so that the next load only reads them.
+//! kept in a file, which the next load maps.
 //!
 //! The file is in the safetensors format. Each layer is a tensor of bytes, blocks of
 //! GGML's `Q4_K` or `Q6_K`, named after the first weight that it was made of. The
 //! metadata have the version of this layout, a hash that changes when the checkpoint
 //! does, and a checksum of each layer.
 
+mod blocks;
 mod file;
 
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::{fs, io};
 
-use candle_core::quantized::{GgmlDType, QStorage, QTensor, QuantizedType};
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor};
+use candle_core::quantized::QTensor;
+use candle_core::{Device, Tensor};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSlice;
 
 use crate::checkpoint::Checkpoint;
 use crate::device::{Placement, compute};
-use crate::error::{ErrorKind, ModelError};
-use crate::ops::floats;
+use crate::error::ModelError;
 use crate::projection::ProjectionSpec;
+pub(crate) use blocks::{BlockBytes, Precision, QuantizedWeight};
 use file::{FILE_NAME, Header, QuantizedFile, Unusable, lock_unfinished, write_file};
 
 /// Rows that a thread quantizes at a time.
@@ -34,49 +35,6 @@ pub struct FourBits<'a> {
     pub folders: Vec<PathBuf>,
     /// Gets sentences for the log: what is made, and why a file is not used.
     pub log: &'a (dyn Fn(&str) + Sync),
-}
-
-/// Errors where there are no products with weights of 4 bits.
-pub(crate) fn check_place(place: &Placement) -> Result<(), ModelError> {
-    if place.device.is_cpu() {
-        return Ok(());
-    }
-    Err(ModelError::new(
-        ErrorKind::NotSupported,
-        format!("4 bits are not supported on {}", place.device_name()),
-    )
-    .with_hint(
-        "Turn pg_sight.load_in_4bit off, which takes two bytes of the device's memory \
-         for each parameter, or set pg_sight.device to \"cpu\".",
-    ))
-}
-
-/// What a layer is quantized to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Precision {
-    /// 4.5 bits an element.
-    Weights,
-    /// 6.6 bits: of an output layer the differences count.
-    Output,
-}
-
-impl Precision {
-    fn dtype(self) -> GgmlDType {
-        match self {
-            Self::Weights => GgmlDType::Q4K,
-            Self::Output => GgmlDType::Q6K,
-        }
-    }
-
-    /// Bytes of a layer; `None` where its inputs do not fill whole blocks, so that it
-    /// stays as it is.
-    pub(crate) fn bytes(self, outputs: usize, inputs: usize) -> Option<u64> {
-        let dtype = self.dtype();
-        let blocks = inputs / dtype.block_size() * outputs;
-        inputs
-            .is_multiple_of(dtype.block_size())
-            .then(|| (blocks * dtype.type_size()) as u64)
-    }
 }
 
 /// The quantized layers of one checkpoint.
@@ -129,36 +87,27 @@ impl<'a> QuantizedWeights<'a> {
         })
     }
 
-    /// Reads a layer; `None` where it stays as it is.
+    /// Reads a layer to where it is used; `None` where it stays as it is.
     pub(crate) fn read(
         &self,
         spec: &ProjectionSpec,
+        device: &Device,
     ) -> Result<Option<QuantizedWeight>, ModelError> {
-        let (outputs, inputs) = (spec.outputs(), spec.inputs());
-        let Some(bytes) = spec.precision.bytes(outputs, inputs) else {
+        let size = (spec.outputs(), spec.inputs());
+        let Some(bytes) = spec.precision.bytes(size.0, size.1) else {
             return Ok(None);
         };
         let data = match self.stored(spec, bytes) {
             Some(data) => data,
-            None => quantize(self.checkpoint, spec)?,
+            None => BlockBytes::Made(quantize(self.checkpoint, spec)?),
         };
-        let dtype = spec.precision.dtype();
-        let QStorage::Cpu(blocks) = QStorage::from_data(data.into(), &Device::Cpu, dtype)? else {
-            return Err(ModelError::new(
-                ErrorKind::Internal,
-                "blocks for the CPU are elsewhere",
-            ));
-        };
-        Ok(Some(QuantizedWeight {
-            blocks,
-            outputs,
-            inputs,
-        }))
+        let weight = QuantizedWeight::new(data, spec.precision, size, device)?;
+        Ok(Some(weight))
     }
 
     /// The blocks of a layer in the file. One that is damaged is not used any more: the
     /// next load makes it again, and this one makes the layers.
-    fn stored(&self, spec: &ProjectionSpec, bytes: u64) -> Option<Vec<u8>> {
+    fn stored(&self, spec: &ProjectionSpec, bytes: u64) -> Option<BlockBytes> {
         let mut kept = self.file.borrow_mut();
         let read = kept.as_ref()?.read(spec, bytes);
         if let Err(reason) = &read
@@ -192,7 +141,7 @@ fn quantize(checkpoint: &Checkpoint, spec: &ProjectionSpec) -> Result<Vec<u8>, M
         drop(weight);
         let task = |rows: &[f32]| -> candle_core::Result<Vec<u8>> {
             let rows = Tensor::from_slice(rows, (rows.len() / inputs, inputs), &Device::Cpu)?;
-            let quantized = QTensor::quantize(&rows, spec.precision.dtype())?;
+            let quantized = QTensor::quantize(&rows, spec.precision.format())?;
             Ok(quantized.data()?.into_owned())
         };
         let done: candle_core::Result<Vec<Vec<u8>>> = compute(|| {
@@ -257,52 +206,6 @@ fn make_in_any(
     }
     (options.log)("weights of 4 bits are kept nowhere and quantized at each load");
     Ok(None)
-}
-
-/// A weight in 4 bits, on the CPU. Not as candle's own `QTensor`, which would keep a second,
-/// larger copy of all blocks in another order.
-pub(crate) struct QuantizedWeight {
-    blocks: Box<dyn QuantizedType>,
-    outputs: usize,
-    inputs: usize,
-}
-
-impl std::fmt::Debug for QuantizedWeight {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "blocks of ({}, {})", self.outputs, self.inputs)
-    }
-}
-
-impl QuantizedWeight {
-    /// `x W^T`: (rows, inputs) to (rows, outputs). The inputs are rounded to 8 bits.
-    pub(crate) fn product(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let dtype = x.dtype();
-        let x = x.to_dtype(DType::F32)?.contiguous()?;
-        x.apply_op1_no_bwd(&BlockProduct(self))?.to_dtype(dtype)
-    }
-}
-
-struct BlockProduct<'a>(&'a QuantizedWeight);
-
-impl CustomOp1 for BlockProduct<'_> {
-    fn name(&self) -> &'static str {
-        "block-product"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let QuantizedWeight {
-            blocks,
-            outputs,
-            inputs,
-        } = self.0;
-        let (rows, width) = layout.shape().dims2()?;
-        if width != *inputs {
-            candle_core::bail!("{width} inputs for a layer of {inputs}")
-        }
-        let mut values = vec![0.0; rows * outputs];
-        blocks.matmul_t((rows, *inputs, *outputs), floats(x, layout)?, &mut values)?;
-        Ok((CpuStorage::F32(values), Shape::from((rows, *outputs))))
-    }
 }
 
 #[cfg(test)]

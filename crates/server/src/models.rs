@@ -218,12 +218,12 @@ impl Models {
 }
 
 impl Loader {
-    /// Memory that a model takes; an error where it cannot be loaded as the settings want.
-    fn memory_bytes(&self, opened: &OpenedModel) -> Result<u64, ModelError> {
+    /// Memory that a model takes.
+    fn memory_bytes(&self, opened: &OpenedModel) -> u64 {
         if self.in_4_bits {
             opened.memory_bytes_in_4_bits(&self.place)
         } else {
-            Ok(opened.memory_bytes(&self.place))
+            opened.memory_bytes(&self.place)
         }
     }
 
@@ -250,9 +250,7 @@ impl Loader {
         let begun = Instant::now();
         let model = loop {
             let opened = sight_models::open(Path::new(directory)).map_err(error::from_model)?;
-            // Before other models make room for one that cannot be loaded.
-            let bytes = self.memory_bytes(&opened).map_err(error::from_model)?;
-            room.make(bytes)?;
+            room.make(self.memory_bytes(&opened))?;
             log::info(format_args!(
                 "loading model \"{name}\" from \"{directory}\""
             ));

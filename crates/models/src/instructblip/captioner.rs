@@ -17,7 +17,7 @@ use crate::instructblip::language::{AnswerDecoder, LanguageModel};
 use crate::instructblip::qformer::QFormer;
 use crate::linear::Linear;
 use crate::projection::{ProjectionSpec, Projections};
-use crate::quantized::{FourBits, QuantizedWeights, check_place};
+use crate::quantized::{FourBits, QuantizedWeights};
 use crate::tokenizer;
 use crate::trace::Trace;
 
@@ -111,9 +111,6 @@ impl InstructCaptioner {
         let (asked, spoken) = (config.qformer.hidden_size, config.text.hidden());
         let seen = config.vision.hidden_size;
         let layers = plan.language_layers(checkpoint);
-        if four_bits.is_some() {
-            check_place(place)?;
-        }
         let quantized = four_bits
             .map(|options| QuantizedWeights::open(checkpoint, &layers, options))
             .transpose()?;

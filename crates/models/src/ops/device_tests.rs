@@ -16,11 +16,11 @@ use crate::generation::likeliest_of;
 use crate::linear::Linear;
 use crate::pooling::PoolingMode;
 
-struct Place {
-    device: Device,
+pub(super) struct Place {
+    pub(super) device: Device,
     dtype: DType,
     /// Relative to the largest value: of the binary digits of the numbers.
-    tolerance: f32,
+    pub(super) tolerance: f32,
 }
 
 fn device() -> Device {
@@ -28,7 +28,7 @@ fn device() -> Device {
     Placement::open(&name, "auto").unwrap().device
 }
 
-fn places() -> Vec<Place> {
+pub(super) fn places() -> Vec<Place> {
     let device = device();
     let types = if device.is_cpu() {
         // In short numbers the CPU computes with the plain forms, which round after each step.
@@ -45,7 +45,7 @@ fn places() -> Vec<Place> {
 }
 
 impl Place {
-    fn is_gpu(&self) -> bool {
+    pub(super) fn is_gpu(&self) -> bool {
         self.device.is_cuda()
     }
 
@@ -54,16 +54,16 @@ impl Place {
     }
 
     /// What a tensor becomes by the rounding of the type, and the same on the device.
-    fn both(&self, x: &Tensor) -> (Rows, Tensor) {
+    pub(super) fn both(&self, x: &Tensor) -> (Rows, Tensor) {
         let x = x.to_dtype(self.dtype).unwrap();
         (rows(&x), x.to_device(&self.device).unwrap())
     }
 
-    fn values(&self, shape: &[usize], seed: u32, scale: f32) -> (Rows, Tensor) {
+    pub(super) fn values(&self, shape: &[usize], seed: u32, scale: f32) -> (Rows, Tensor) {
         self.both(&values(shape, seed, scale))
     }
 
-    fn assert_near(&self, actual: &Tensor, expected: &Rows, what: &str) {
+    pub(super) fn assert_near(&self, actual: &Tensor, expected: &Rows, what: &str) {
         let what = format!("{what}, {:?} on {:?}", self.dtype, self.device.location());
         let actual = rows(actual);
         assert_eq!(actual.len(), expected.len(), "{what}");

@@ -21,6 +21,8 @@ mod rows;
 mod shapes;
 
 #[cfg(test)]
+mod block_tests;
+#[cfg(test)]
 mod device_tests;
 #[cfg(test)]
 mod reference;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::blocks::{BlockBytes, Mapped};
 use crate::error::ModelError;
 use crate::projection::ProjectionSpec;
 
@@ -197,8 +198,8 @@ fn hex(number: u64) -> String {
 /// A file that was opened, and is the one of the checkpoint.
 pub(super) struct QuantizedFile {
     pub(super) path: PathBuf,
-    /// Stays open, so that all layers are of one file whatever happens to its name.
-    file: File,
+    /// All layers are of one file whatever happens to its name.
+    content: Mapped,
     /// Where the layers begin.
     start: u64,
     entries: BTreeMap<String, Entry>,
@@ -223,20 +224,20 @@ impl From<io::Error> for Unusable {
 impl QuantizedFile {
     pub(super) fn open(path: &Path, expected: &Header) -> Result<Self, Unusable> {
         let because = |reason: &str| Unusable::Because(reason.to_owned());
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        let mut header_length = [0; 8];
-        file.read_exact(&mut header_length)
-            .map_err(|_| because("it is cut off"))?;
-        let header_length = u64::from_le_bytes(header_length);
+        let content = Mapped::new(&File::open(path)?)?;
+        let length = content.len() as u64;
+        let (header_length, rest) = content
+            .split_first_chunk()
+            .ok_or_else(|| because("it is cut off"))?;
+        let header_length = u64::from_le_bytes(*header_length);
         if header_length > MAX_HEADER_BYTES.min(length) {
             return Err(because("its header is damaged"));
         }
-        let mut header = vec![0; header_length as usize];
-        file.read_exact(&mut header)
-            .map_err(|_| because("it is cut off"))?;
+        let header = rest
+            .get(..header_length as usize)
+            .ok_or_else(|| because("it is cut off"))?;
         let mut all: BTreeMap<String, serde_json::Value> =
-            serde_json::from_slice(&header).map_err(|_| because("its header is damaged"))?;
+            serde_json::from_slice(header).map_err(|_| because("its header is damaged"))?;
         let checksums: BTreeMap<String, String> = all
             .remove(METADATA)
             .and_then(|metadata| serde_json::from_value(metadata).ok())
@@ -264,7 +265,7 @@ impl QuantizedFile {
         }
         Ok(Self {
             path: path.to_owned(),
-            file,
+            content,
             start,
             entries,
             checksums,
@@ -272,15 +273,11 @@ impl QuantizedFile {
     }
 
     /// The blocks of a layer; the error says what is wrong with them.
-    pub(super) fn read(&self, spec: &ProjectionSpec, bytes: u64) -> Result<Vec<u8>, String> {
+    pub(super) fn read(&self, spec: &ProjectionSpec, bytes: u64) -> Result<BlockBytes, String> {
         let entry = self.entries.get(spec.name()).ok_or("a layer is missing")?;
-        let mut data = vec![0; bytes as usize];
-        let mut read = || {
-            let mut file = &self.file;
-            file.seek(SeekFrom::Start(self.start + entry.data_offsets.0))?;
-            file.read_exact(&mut data)
-        };
-        read().map_err(|error: io::Error| error.to_string())?;
+        let start = (self.start + entry.data_offsets.0) as usize;
+        let part = self.content.part(start..start + bytes as usize);
+        let data = part.ok_or("a layer is missing")?;
         if self.checksums.get(spec.name()) != Some(&hex(checksum(&data))) {
             return Err(format!("the checksum of \"{}\" is wrong", spec.name()));
         }

@@ -68,7 +68,7 @@ impl Model {
         let layers = layers();
         let quantized = QuantizedWeights::open(&checkpoint, &layers, &options).unwrap();
         let products = layers.iter().map(|layer| {
-            let weight = quantized.read(layer).unwrap()?;
+            let weight = quantized.read(layer, &Device::Cpu).unwrap()?;
             Some(weight.product(&x()).unwrap())
         });
         let products = products.collect();

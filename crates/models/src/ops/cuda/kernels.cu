@@ -3,6 +3,7 @@
 // they take. Sums are of 32-bit floats, whatever the numbers of the tensors are.
 
 #include "attention.cuh"
+#include "blocks.cuh"
 #include "rows.cuh"
 
 #define NORM(T, NAME, K)                                                                                               \
@@ -31,6 +32,15 @@
                             const uint32_t *ends, T *out, int hidden, int head_size, float scale, int append) {        \
         single<T, R>(queries, stride, bias, keys, values, rows, ends, out, hidden, head_size, scale, append);          \
     }
+#define DEQUANTIZE(T, NAME, Q, FORMAT)                                                                                 \
+    extern "C" __global__ void dequantize_##FORMAT##_##NAME(const uint8_t *blocks, T *out, unsigned groups) {          \
+        dequantize<T, Q>(blocks, out, groups);                                                                         \
+    }
+#define NARROW_BLOCKS(T, NAME, Q, FORMAT, R)                                                                           \
+    extern "C" __global__ void __launch_bounds__(NARROW_WARPS * 32)                                                    \
+        narrow_##FORMAT##_##NAME##_##R(const T *x, const uint8_t *weight, T *out, int rows, int inputs, int outputs) { \
+        narrow_blocks<T, Q, R>(x, weight, out, rows, inputs, outputs);                                                 \
+    }
 #define FOR_TYPE(T, NAME)                                                                                              \
     NORM(T, NAME, 1)                                                                                                   \
     NORM(T, NAME, 2)                                                                                                   \
@@ -49,19 +59,28 @@
     extern "C" __global__ void __launch_bounds__(TOKEN_THREADS)                                                        \
         likeliest_##NAME(const T *scores, uint32_t *out, uint32_t n, uint32_t forbidden) {                             \
         likeliest<T>(scores, out, n, forbidden);                                                                       \
-    }
+    }                                                                                                                  \
+    DEQUANTIZE(T, NAME, Q4K, q4k)                                                                                      \
+    DEQUANTIZE(T, NAME, Q6K, q6k)
 #define NARROW(T, NAME, R)                                                                                             \
     extern "C" __global__ void __launch_bounds__(NARROW_WARPS * 32)                                                    \
         narrow_##NAME##_##R(const T *x, const T *weight, const T *bias, const T *residual, T *out, int rows,           \
                             int inputs, int outputs, int activation) {                                                 \
         narrow<T, R>(x, weight, bias, residual, out, rows, inputs, outputs, activation);                               \
     }
+#define FOR_SHORT_TYPE_AND_FORMAT(T, NAME, Q, FORMAT)                                                                  \
+    NARROW_BLOCKS(T, NAME, Q, FORMAT, 1)                                                                               \
+    NARROW_BLOCKS(T, NAME, Q, FORMAT, 2)                                                                               \
+    NARROW_BLOCKS(T, NAME, Q, FORMAT, 4)                                                                               \
+    NARROW_BLOCKS(T, NAME, Q, FORMAT, 8)
 // The same, and what is computed in short numbers alone.
 #define FOR_SHORT_TYPE(T, NAME)                                                                                        \
     FOR_TYPE(T, NAME)                                                                                                  \
     NARROW(T, NAME, 1)                                                                                                 \
     NARROW(T, NAME, 2)                                                                                                 \
     NARROW(T, NAME, 4)                                                                                                 \
+    FOR_SHORT_TYPE_AND_FORMAT(T, NAME, Q4K, q4k)                                                                       \
+    FOR_SHORT_TYPE_AND_FORMAT(T, NAME, Q6K, q6k)                                                                       \
     ATTENTION(T, NAME, 16)                                                                                             \
     ATTENTION(T, NAME, 32)                                                                                             \
     ATTENTION(T, NAME, 64)                                                                                             \

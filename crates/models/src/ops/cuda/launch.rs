@@ -207,6 +207,11 @@ impl Launch {
         self.contiguous(tensor, DType::U32)
     }
 
+    /// The same of bytes.
+    pub(super) fn bytes(self, tensor: &Tensor) -> Result<Self> {
+        self.contiguous(tensor, DType::U8)
+    }
+
     /// Where the first element of a tensor is, of the type of the sample, however the others lie.
     pub(super) fn strided(self, tensor: &Tensor) -> Result<Self> {
         let dtype = self.dtype;
@@ -301,6 +306,7 @@ fn address(storage: &CudaStorage) -> Result<u64> {
         CudaStorageSlice::F16(slice) => of(slice, &storage.device),
         CudaStorageSlice::BF16(slice) => of(slice, &storage.device),
         CudaStorageSlice::U32(slice) => of(slice, &storage.device),
+        CudaStorageSlice::U8(slice) => of(slice, &storage.device),
         _ => candle_core::bail!("no kernel takes tensors of this type"),
     })
 }

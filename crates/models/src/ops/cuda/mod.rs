@@ -6,6 +6,7 @@
 //! before anything is launched (see [`shapes`]).
 #![allow(unsafe_code)]
 
+mod blocks;
 mod launch;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -16,6 +17,7 @@ use super::shapes;
 use crate::activation::Activation;
 use crate::pooling::PoolingMode;
 
+pub(crate) use self::blocks::Blocks;
 #[cfg(test)]
 pub(crate) use self::launch::reserved;
 pub(crate) use self::launch::{load, memory, prepare, trim};

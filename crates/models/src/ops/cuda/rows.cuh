@@ -94,13 +94,32 @@ constexpr int NARROW_WARPS = 8;
 // Outputs of a block.
 constexpr int NARROW_OUTPUTS = 16;
 
+// What each warp has summed up for a block's outputs, by rows of x.
+template <int R> using Sums = float[NARROW_WARPS][NARROW_OUTPUTS][8 * R + 1];
+
+// Leaves the sums of this lane, as the units of its warp have them, where all threads see them.
+template <int R> __device__ void keep_sums(const float (&c)[R][4], Sums<R> &sums) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) sums[warp][lane / 4 + e / 2 * 8][r * 8 + lane % 4 * 2 + e % 2] = c[r][e];
+    }
+    __syncthreads();
+}
+
+template <int R> __device__ float sum_of_warps(const Sums<R> &sums, int output, int row, float v = 0.0f) {
+    for (int warp = 0; warp < NARROW_WARPS; warp++) v += sums[warp][output][row];
+    return v;
+}
+
 // out = activation(x W^T + bias) + residual for up to 8 R rows: x is (rows, inputs), W (outputs,
 // inputs), `bias` (outputs) and `residual` (rows, outputs) may be null. inputs is a multiple of
 // 32. The time is that of reading W once: each warp takes every eighth part of 32 inputs.
 template <typename T, int R>
 __device__ void narrow(const T *x, const T *weight, const T *bias, const T *residual, T *out, int rows, int inputs,
                        int outputs, int activation) {
-    __shared__ float sums[NARROW_WARPS][NARROW_OUTPUTS][8 * R + 1];
+    __shared__ Sums<R> sums;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4 * 8;
     const int first = blockIdx.x * NARROW_OUTPUTS;
     // Beyond the end rows are read twice, and the sums are left out.
@@ -121,17 +140,11 @@ __device__ void narrow(const T *x, const T *weight, const T *bias, const T *resi
             multiply<T>(c[r], high, b.z, b.w);
         }
     }
-#pragma unroll
-    for (int r = 0; r < R; r++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) sums[warp][group + e / 2 * 8][r * 8 + lane % 4 * 2 + e % 2] = c[r][e];
-    }
-    __syncthreads();
+    keep_sums<R>(c, sums);
     for (int i = threadIdx.x; i < NARROW_OUTPUTS * rows; i += NARROW_WARPS * 32) {
         const int output = first + i % NARROW_OUTPUTS, row = i / NARROW_OUTPUTS;
         if (output >= outputs) continue;
-        float v = bias ? float(bias[output]) : 0.0f;
-        for (int part = 0; part < NARROW_WARPS; part++) v += sums[part][i % NARROW_OUTPUTS][row];
+        float v = sum_of_warps<R>(sums, i % NARROW_OUTPUTS, row, bias ? float(bias[output]) : 0.0f);
         v = activate(v, activation);
         const size_t at = size_t(row) * outputs + output;
         out[at] = T(residual ? v + float(residual[at]) : v);
