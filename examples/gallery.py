@@ -15,6 +15,8 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
+import webbrowser
 from contextlib import suppress
 
 # Before Gradio is imported, which reports its use and looks for versions otherwise. Uploaded pictures
@@ -54,6 +56,9 @@ def options():
     parser.add_argument(
         "--port", type=int, default=7860, help="port to listen at; 0 takes a free one"
     )
+    parser.add_argument(
+        "--open", action="store_true", help="open the page in the desktop's browser, where there is one"
+    )
     parser.add_argument("--timeout", type=int, default=30, help="seconds that a statement may take")
     parser.add_argument(
         "--connections", type=int, default=8, help="connections to PostgreSQL at most"
@@ -76,7 +81,11 @@ def main():
     host, port = listener.getsockname()[:2]
     with UPLOADS, Database(args.dsn, args.connections, args.timeout) as database:
         app = server.make(found, database, args)
-        print(f"Gallery: http://{host}:{port}", flush=True)
+        address = f"http://{host}:{port}"
+        print(f"Gallery: {address}", flush=True)
+        # Elsewhere a browser for terminals might be found.
+        if args.open and ("DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ):
+            threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
         with suppress(KeyboardInterrupt):
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 

@@ -20,6 +20,6 @@ fi
 "$REPO/scripts/setup.sh" examples
 say ""
 export PGHOST=$SOCKET PGUSER=postgres PGDATABASE=$DEMO_DATABASE
-exec "$EXAMPLES_PYTHON" "$REPO/examples/gallery.py" \
+exec "$EXAMPLES_PYTHON" "$REPO/examples/gallery.py" --open \
     --example "red sneakers" --example "something to drink tea from" \
     --example "striped summer dress" --example "a seat for the living room" "$@"

@@ -46,9 +46,9 @@ class Indexed:
         own = self.method.filtering if condition else self.method.session
         return {**SESSION, **own, self.method.setting: self.method.value(value)}
 
-    def select(self, query, condition=""):
+    def select(self, query, condition="", limit=NEIGHBOURS):
         where = f" WHERE {condition}" if condition else ""
-        return f"SELECT id FROM {self.table}{where} ORDER BY v {self.operator} {query} LIMIT {NEIGHBOURS}"
+        return f"SELECT id FROM {self.table}{where} ORDER BY v {self.operator} {query} LIMIT {limit}"
 
     def connect(self):
         """The connection of this candidate's answers; made when it is first wanted."""
@@ -92,6 +92,11 @@ class Indexed:
         """Seconds of what each query takes besides the search: client, protocol, reading its vector."""
         statement = f"SELECT id FROM {self.query_table} WHERE id = :q AND q IS NOT NULL"
         return self.walk(statement, SESSION)[0]
+
+    def around(self):
+        """Seconds of each search of one row that reads as little as it can: of what is around a scan."""
+        select = self.select(f"(SELECT q FROM {self.query_table} WHERE id = :q)", limit=1)
+        return self.walk(select, {**SESSION, **self.method.session, **self.method.little})[0]
 
     def walk(self, statement, settings, clients=1):
         """Seconds of the statement for each query, by client."""

@@ -103,14 +103,23 @@ def by_using(methods, using):
 def goals(results, name, small):
     """Goals of the method `name` at recall 0.95; `small`: on the glosses, where time counts too."""
     methods = results.methods
+    # What the default is promised to do is told of other codes, too.
+    promised = "factory" not in (methods[name].get("options") or "")
+
+    def bound(number):
+        return number if promised else None
+
     flat, graph = by_using(methods, "ivfflat"), by_using(methods, "hnsw")
     found = [
-        Goal("QPS, of ivfflat's: at least 12", rate_quotient(methods, name, flat), 12),
-        Goal("QPS, of hnsw's: at least 1.3", rate_quotient(methods, name, graph), 1.3),
+        Goal("QPS, of ivfflat's: at least 12", rate_quotient(methods, name, flat), bound(12)),
+        Goal("QPS, of hnsw's: at least 1.3", rate_quotient(methods, name, graph), bound(1.3)),
     ]
     if small:
         p50 = dig(methods, name, "search", "targets", MIDDLE, "p50")
-        found.append(Goal("p50 in ms: at most 0.8", p50 and (p50, p50, p50), 0.8, least=False))
+        found.append(Goal("p50 in ms: at most 0.8", p50 and (p50, p50, p50), bound(0.8), least=False))
+        around = dig(methods, name, "around")
+        words = "ms around the scan, without client and protocol: at most 0.3"
+        found.append(Goal(words, around and (around, around, around), bound(0.3), least=False))
     factory = methods[name].get("factory") or ""
     part = 0.5 if FAST_SCAN.search(factory) else 0.7
     peer = in_process_name(factory) if factory else None
@@ -125,19 +134,19 @@ def goals(results, name, small):
     inserts = [dig(methods, who, "inserts", "one", "rates") for who in (name, flat)]
     sizes = [size(methods, who) for who in (name, flat)]
     found += [
-        Goal("build, times faster than ivfflat: at least 1.5", build_quotient(methods, name, flat), 1.5),
-        Goal("build, times faster than hnsw: at least 15", build_quotient(methods, name, graph), 15),
+        Goal("build, times faster than ivfflat: at least 1.5", build_quotient(methods, name, flat), bound(1.5)),
+        Goal("build, times faster than hnsw: at least 15", build_quotient(methods, name, graph), bound(15)),
         Goal("build, times faster with two processes", quotient(one, seconds(methods, name, 2))),
         Goal(
             "size, of ivfflat's: at most 0.33",
             quotient([sizes[0]], [sizes[1]]) if all(sizes) else None,
-            1 / 3,
+            bound(1 / 3),
             least=False,
         ),
         Goal(
             "inserts per second, of ivfflat's: at least 1",
             quotient(*inserts),
-            1,
+            bound(1),
         ),
     ]
     return found

@@ -15,7 +15,7 @@ from processes import family_cpu_seconds
 from search import least_setting, remembered, search
 from truth import truth
 
-PHASES = ("build", "search", "memory", "filters", "inserts", "vacuum", "drift", "cold")
+PHASES = ("build", "search", "around", "memory", "filters", "inserts", "vacuum", "drift", "cold")
 # Bytes of vectors up to which each method has a table of its own.
 SMALL = 2 * 2**30
 ALONE = "(table without index)"
@@ -102,6 +102,7 @@ class Bench:
         self.build(group)
         self.search(group, candidates)
         for phase, measure in (
+            ("around", self.around),
             ("memory", self.memory),
             ("filters", self.filters),
             ("cold", self.cold),
@@ -136,7 +137,7 @@ class Bench:
         if not self.wanted("search"):
             return
         together = dict(candidates)
-        own = {method.factory for method in group if self.is_as_named(method)}
+        own = {method.factory for method in group}
         for factory in self.peers:
             if factory in own:
                 peer = InProcess(factory, self.data, self.lists)
@@ -149,21 +150,6 @@ class Bench:
             f"client, protocol and reading the query's vector take {alone:.2f} ms of each query"
         )
         self.search_and_keep("search", together, words)
-
-    def is_as_named(self, method):
-        """Whether the index has the codes of its factory; flat ones are assumed where no option names any.
-
-        What an access method does by default may change; an index smaller than
-        its vectors does not hold them whole, and FAISS's flat one is no peer of it.
-        """
-        if "factory" in method.options or method.factory is None:
-            return True
-        with database.connect() as connection:
-            flat = store.index_size(connection, self.table(method)) >= self.data.size
-        self.results.keep("factory", method.name, method.factory if flat else None)
-        if not flat:
-            print(f"  {method.name} is not flat by default: name its --factory for a peer", file=sys.stderr)
-        return flat
 
     def search_and_keep(self, phase, candidates, words=""):
         """Searches with the candidates in turns; what is known is saved at each step."""
@@ -192,6 +178,17 @@ class Bench:
         recall = remembered(candidate, self.truth)
         target = float(phases.MIDDLE)
         return least_setting(recall, target, candidate.least, candidate.most) or candidate.most
+
+    def around(self, candidates):
+        """Milliseconds of a search that reads next to nothing, without client and protocol."""
+        watch = self.watch("around")
+        for name, candidate in candidates.items():
+            if candidate.method.little:
+                candidate.around()
+                both = watch.take(lambda who=candidate: (who.around(), who.overhead()), self.pids)
+                search, alone = (1000 * float(median(seconds)) for seconds in both)
+                self.results.keep("around", name, search - alone)
+        self.ran("around")
 
     def memory(self, candidates):
         for name, candidate in candidates.items():

@@ -20,7 +20,8 @@ class Method:
     `setting` is what is varied until the recall is reached: to `value` of a whole
     number from `least` to `most` (None: the number of lists). `session` is set for all searches, and
     `filtering` instead for those that have a WHERE clause. `factory` is the
-    string with which in-process FAISS makes the same index, if it can.
+    string with which in-process FAISS makes the same index, if it can. `little`
+    are settings with which a search reads as little as it can.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Method:
     filtering: dict = field(default_factory=dict)
     factory: str | None = None
     value: Callable = int
+    little: dict = field(default_factory=dict)
 
     @property
     def varied(self):
@@ -73,7 +75,8 @@ FAISS_IVF = Method(
     value=share,
     session={"faiss_ivf.iterative_scan": "off"},
     filtering={"faiss_ivf.iterative_scan": "strict_order"},
-    factory="IVF,Flat",
+    factory="RR,IVF,RaBitQ,Refine(SQ8)",
+    little={"faiss_ivf.nprobe": 1},
 )
 IVFFLAT = Method(
     "ivfflat",

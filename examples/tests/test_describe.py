@@ -83,6 +83,13 @@ class Describing(DescribeTest):
         one = "SELECT blip_describe(image, %s::text[], 'instructblip', %s) FROM picture ORDER BY id"
         expected = self.query(one, [PROMPTS, Jsonb(PIPELINE)])
         self.assertEqual(self.rows("description"), expected)
+        readme = (REPO / "README.md").read_text()
+        shown = re.search(r"^UPDATE picture SET description.*?;$", readme, re.M | re.S)[0]
+        with self.connect() as connection:
+            connection.execute("UPDATE picture SET description = NULL")
+            connection.execute("SET pg_sight.describe_model = 'instructblip'")
+            connection.execute(shown)
+        self.assertEqual(self.rows("description"), expected)
         # Each of the options counts: the answers differ without it.
         for option in PIPELINE.keys() - {"do_sample", "max_length"}:
             others = {name: value for name, value in PIPELINE.items() if name != option}

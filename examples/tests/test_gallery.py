@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -40,14 +41,14 @@ SEARCH = "red sneakers"
 class Gallery:
     """A gallery that runs; `address` is its page's."""
 
-    def __init__(self, *options):
+    def __init__(self, *options, environment=None):
         self._folder = tempfile.TemporaryDirectory()
         command = [sys.executable, REPO / "examples" / "gallery.py", "--port", "0", *options]
         # Of lost connections, which the tests see to, the pool tells at length.
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._log, text=True,
-            env={**os.environ, "TMPDIR": self._folder.name},
+            env={**os.environ, "TMPDIR": self._folder.name, **(environment or {})},
         )  # fmt: skip
         said = self._process.stdout.readline()
         found = re.fullmatch(r"Gallery: (http://127\.0\.0\.1:\d+)\n", said)
@@ -283,6 +284,21 @@ class GalleryTest(DatabaseTest):
             with self.subTest(text):
                 self.assert_searched(self.browser.search(text))
                 self.assertIn(text, self.browser.headline())
+
+    def test_it_opens_in_the_browser_of_a_desktop(self):
+        with tempfile.TemporaryDirectory() as folder:
+            program, told = Path(folder) / "browser", Path(folder) / "told"
+            program.write_text(f'#!/bin/sh\necho "$1" >{told}.new && mv {told}.new {told}\n')
+            program.chmod(0o755)
+            environment = {"BROWSER": str(program), "DISPLAY": ":99"}
+            gallery = Gallery("--dsn", self.dsn, "--open", environment=environment)
+            try:
+                deadline = time.monotonic() + 20
+                while not told.exists() and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                self.assertEqual(told.read_text(), f"{gallery.address}\n")
+            finally:
+                gallery.stop()
 
     def test_dark_and_narrow(self):
         self.browser.open(f"{self.gallery.address}/?__theme=dark")

@@ -115,9 +115,9 @@ impl RowReader {
     }
 
     unsafe fn read_vector(&mut self, out: &mut Vec<f32>) -> bool {
-        let columns = pg_sys::INDEX_MAX_KEYS as usize;
-        let mut values = vec![pg_sys::Datum::null(); columns];
-        let mut nulls = vec![true; columns];
+        const COLUMNS: usize = pg_sys::INDEX_MAX_KEYS as usize;
+        let mut values = [pg_sys::Datum::null(); COLUMNS];
+        let mut nulls = [true; COLUMNS];
         // SAFETY: the slot has a row of the table; there is room for any index's columns.
         unsafe {
             pg_sys::FormIndexDatum(

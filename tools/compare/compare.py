@@ -167,7 +167,8 @@ def compare_answer(directory: Path, picture: Path, prompt: str, beams: int, prog
     tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (directory, directory / "qformer_tokenizer")]
     images = BlipImageProcessorPil.from_pretrained(directory)
     processor = InstructBlipProcessor(images, *tokenizers, num_query_tokens=model.config.num_query_tokens)
-    inputs = dict(processor(images=[Image.open(picture)], text=[prompt], return_tensors="pt"))
+    inputs = processor(images=[Image.open(picture)], text=[prompt], return_tensors="pt")
+    inputs = {name: inputs[name] for name in ("qformer_input_ids", "qformer_attention_mask", "input_ids", "attention_mask")}
     inputs["pixel_values"] = pixels
     options = with_stored_options(directory, {"num_beams": beams, "max_new_tokens": NEW_TOKENS})
     generated = model.generate(**inputs, **options)[0].tolist()
@@ -202,7 +203,7 @@ def main() -> int:
     directory, program = args.directory.resolve(), args.program and args.program.resolve()
     kind = json.loads((directory / "config.json").read_text())["model_type"]
     captions = kind in ("blip", "instructblip")
-    if captions and args.texts or not captions and args.image or args.prompt and kind != "instructblip":
+    if captions and args.texts or not captions and args.image or args.prompt is not None and kind != "instructblip":
         parser.error("the input is not of the kind that this model takes")
     comparison = Comparison(args.bound)
     with tempfile.TemporaryDirectory() as scratch:
@@ -212,7 +213,8 @@ def main() -> int:
             if kind == "blip":
                 compare_picture(directory, picture, args.beams, program, scratch, comparison)
             else:
-                compare_answer(directory, picture, args.prompt or PROMPT, args.beams, program, scratch, comparison)
+                prompt = PROMPT if args.prompt is None else args.prompt
+                compare_answer(directory, picture, prompt, args.beams, program, scratch, comparison)
         else:
             texts = args.texts.read_text().splitlines() if args.texts else TEXTS
             compare_texts(directory, texts, program, scratch, comparison)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Parity and speed on a machine with an NVIDIA GPU, which needs no Rust: the folder that
 # `scripts/cuda.sh pack` fills, of which this is the front door. Python needs torch,
-# transformers, sentence-transformers and Pillow for the speed; parity needs no Python.
+# transformers, sentence-transformers and Pillow for the speed, and all but the third for
+# 4 bits; parity needs no Python.
 #
-#   check.sh                 all of these; the report is RESULTS/results-gpu.md
+#   check.sh                 all of these; the reports are RESULTS/results-gpu.md and results-4bit.md
 #   check.sh parity          kernels against formulas, models against stored results
 #   check.sh speed           encoders and captioners beside transformers
 #   check.sh four-bits       InstructBLIP with Vicuna 7B, of random weights, in 4 bits: time to load,
@@ -55,7 +56,7 @@ part() {
 parity() {
     export PG_SIGHT_TEST_DEVICE=cuda PG_SIGHT_TEST_ROOT=$HERE/crates/models
     [ ! -f "$HERE/minilm/model.safetensors" ] || export PG_SIGHT_MINILM=$HERE/minilm
-    part kernels 120 "$HERE/bin/kernel-tests" ops::device_tests --nocapture --test-threads 1
+    part kernels 120 "$HERE/bin/kernel-tests" ops::device_tests ops::block_tests --nocapture --test-threads 1
     part models 240 "$HERE/bin/device-tests" --nocapture --test-threads 1
 }
 
@@ -87,27 +88,32 @@ speed() {
     cat "$RESULTS/results-gpu.md"
 }
 
-# The call of a catalogue: two instructions by ten beams each. A model of random weights never ends
-# an answer by itself.
+# The call of a catalogue: two instructions, each by ten beams. A model of random weights never ends an
+# answer by itself.
 four_bits() {
-    local model=$MODELS/instructblip-7b picture prompt
+    local model=$MODELS/instructblip-7b picture name
+    local program=("$HERE/bin/four_bits" "$model")
     picture=$(find "$HERE/demo/goldens" -name '*.png' | sort | head -n 1)
+    program+=("$picture" --device cuda)
+    rm -f "$RESULTS"/7b-*.log
     if [ ! -f "$model/made" ]; then
-        part make-7b 400 "$PYTHON" -B "$HERE/tools/compare/random_instructblip.py" "$model" --size 7b || return
+        part 7b-make 400 "$PYTHON" -B "$HERE/tools/compare/random_instructblip.py" "$model" --size 7b || return
         touch "$model/made"
     fi
-    part 7b-load 400 "$HERE/bin/four_bits" "$model" "$picture" --device cuda
-    for prompt in 'describe this image in full detail' 'create an extensive description of this image'; do
-        part "7b-beams-${prompt%% *}" 300 "$HERE/bin/four_bits" "$model" "$picture" --device cuda --prompt "$prompt" \
-            --beams 10 --new-tokens 470
-    done
+    rm -f "$model"/.pg_sight-4bit.safetensors
+    part 7b-first-load 400 "${program[@]}" || return
+    part 7b-call 300 "${program[@]}" --prompt 'describe this image in full detail' \
+        --prompt 'create an extensive description of this image' \
+        --beams 10 --max-length 512 --min-length 16 --repetition-penalty 1.5 || return
     {
-        echo
-        echo "InstructBLIP with Vicuna 7B, of random weights, in 4 bits: the first load, then ten beams of 470 tokens:"
-        echo
-        # What it says of the random answer itself is left out.
-        grep -hE '^[^\[]' "$RESULTS"/7b-*.log | sed 's/^/- /'
-    } | tee -a "$RESULTS/results-gpu.md"
+        echo "InstructBLIP with Vicuna 7B, of random weights, in 4 bits:"
+        for name in 7b-first-load 7b-call; do
+            printf '\n%s\n\n' "$name"
+            # Answers, in brackets, are noise.
+            sed -nE 's/^([^[])/- \1/p' "$RESULTS/$name.log"
+        done
+    } >"$RESULTS/results-4bit.md"
+    cat "$RESULTS/results-4bit.md"
 }
 
 # For the shell that timeout starts.

@@ -182,7 +182,7 @@ class Methods(unittest.TestCase):
         self.assertEqual(methods.faiss_factory("IVF5,Flat", 9), "IVF5,Flat")
         chosen, peers = methods.choose(["faiss_ivf", "hnsw"], ["IVF,SQ8"], [], True)
         self.assertEqual([method.name for method in chosen], ["faiss_ivf", "hnsw", "faiss_ivf IVF,SQ8"])
-        self.assertEqual(peers, ["IVF,Flat", "IVF,SQ8"])
+        self.assertEqual(peers, ["RR,IVF,RaBitQ,Refine(SQ8)", "IVF,SQ8"])
         with self.assertRaises(methods.BadMethod):
             methods.choose(["hnsw"], [], ["name=hnsw,using=hnsw,setting=hnsw.ef_search"], False)
 
@@ -238,6 +238,12 @@ class Reports(unittest.TestCase):
         self.assertEqual(found[1], "1.29: **missed**")
         self.assertEqual(found[2], "0.90: **missed**")
         self.assertEqual(found[3], "not measured")
+        # Of other codes it is told, but they promise nothing of it.
+        other = {**results.methods["faiss_ivf"], "options": "factory = 'IVF,SQ8'", "around": 0.7}
+        results.methods["faiss_ivf IVF,SQ8"] = other
+        found = [goal.words() for goal in goals.goals(results, "faiss_ivf IVF,SQ8", True)]
+        self.assertEqual(found[0], "10.00 (7.00 to 13.00)")
+        self.assertEqual(found[2:4], ["0.90", "0.70"])
 
     def test_tables(self):
         with tempfile.TemporaryDirectory() as folder:

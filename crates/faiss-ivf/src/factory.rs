@@ -9,7 +9,7 @@ use crate::transform::TransformKind;
 /// What is understood, for messages.
 const UNDERSTOOD: &str = "A factory string is [RR,|PCA<dim>,|OPQ<m>[_<dim>],]IVF[<lists>],<code>[,<refine>], \
 with a code of Flat, SQ8, SQ4, SQfp16, PQ<m>, PQ<m>x4fs and RaBitQ, \
-and Refine(SQ8), Refine(SQfp16), Refine(Flat) or RFlat behind codes other than Flat.";
+and Refine(SQ8), Refine(SQfp16), Refine(Flat) or RFlat behind; Flat has nothing before IVF and nothing behind.";
 
 /// Inverted lists with what is before and behind them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

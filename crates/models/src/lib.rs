@@ -4,8 +4,8 @@
 //! [`inspect`] says what a directory holds and whether it is whole, [`load`] gives
 //! a [`TextEncoder`] or a [`Captioner`]; [`open`] is what both begin with. Their numbers are those of
 //! sentence-transformers and transformers: the tests compare them.
-// A file is mapped, and kernels of devices are launched, without the compiler's help; nothing
-// else is unsafe.
+// A file is mapped and its bytes are read as blocks, and kernels of devices are launched, without
+// the compiler's help; nothing else is unsafe.
 #![deny(unsafe_code)]
 
 mod activation;

@@ -134,7 +134,7 @@ impl<'a> QuantizedWeights<'a> {
 /// The blocks of a layer.
 fn quantize(checkpoint: &Checkpoint, spec: &ProjectionSpec) -> Result<Vec<u8>, ModelError> {
     let inputs = spec.inputs();
-    let mut blocks = Vec::new();
+    let mut blocks = Vec::with_capacity(spec.quantized_bytes().unwrap_or(0) as usize);
     for part in &spec.parts {
         let weight = checkpoint.read(&part.name, &part.shape, &Placement::default())?;
         let values: Vec<f32> = weight.flatten_all()?.to_vec1()?;

@@ -149,15 +149,21 @@ fn in_4_bits(directory: &Path) -> (Captioner, Vec<String>) {
 
 #[test]
 fn answers_in_4_bits_are_those_of_transformers_with_the_quantized_weights() {
-    let folder = copy("q");
-    let goldens = Goldens::of("q");
+    for model in ["q", "qt"] {
+        assert_answers_in_4_bits(model);
+    }
+}
+
+fn assert_answers_in_4_bits(model: &str) {
+    let folder = copy(model);
+    let goldens = Goldens::of(model);
     let revision = inspect(folder.path()).unwrap().revision;
     let (captioner, log) = in_4_bits(folder.path());
     assert_eq!(log.len(), 1, "{log:?}");
-    assert_cases(&captioner, &goldens, "quantized at load");
+    assert_cases(&captioner, &goldens, &format!("{model} quantized at load"));
     let (captioner, log) = in_4_bits(folder.path());
     assert!(log.is_empty(), "{log:?}");
-    assert_cases(&captioner, &goldens, "read from the file");
+    assert_cases(&captioner, &goldens, &format!("{model} of the file"));
     assert!(folder.path().join(".pg_sight-4bit.safetensors").exists());
     assert_eq!(inspect(folder.path()).unwrap().revision, revision);
     // The whole weights give other answers.
@@ -179,7 +185,7 @@ fn answers_in_4_bits_are_those_of_transformers_with_the_quantized_weights() {
 #[test]
 fn short_floats_differ_by_rounding_only() {
     // The plain forms of all operations, which other devices compute.
-    for model in ["a", "b", "t", "q"] {
+    for model in ["a", "b", "t", "q", "qt"] {
         let trace = |dtype, quantized: bool| {
             let folder = copy(model);
             let place = Placement {
@@ -213,7 +219,9 @@ fn short_floats_differ_by_rounding_only() {
             let worst = pairs.fold(0.0_f32, |worst, (a, b)| worst.max((a - b).abs()));
             let error = worst / largest;
             let what = format!("{model}, quantized {quantized}: {error}");
-            assert!(error > 0.0 && error < 0.06, "{what}");
+            // The rounding of inputs to 8 bits may go either way then.
+            let bound = if quantized { 0.15 } else { 0.06 };
+            assert!(error > 0.0 && error < bound, "{what}");
         }
     }
 }

@@ -149,6 +149,8 @@ fn learn(
 ) -> Result<(Coding, Lists), FaissError> {
     let (opclass, dim) = (source.opclass, source.dimensions as usize);
     let (metric, flat) = (opclass.metric(), opclass.codec());
+    // SAFETY: the table is open.
+    let _threads = Threads::of(unsafe { workers::helpers(source.heap) });
     progress::begin(Phase::Learning, 0);
     let mut coding = Coding::train(factory, metric, dim, flat, &mut sample, &handle_interrupts)?;
     let code_dim = coding.code_dim();
@@ -161,17 +163,13 @@ fn learn(
         max_points_per_cluster: rows.div_ceil(count as usize),
     };
     progress::begin(Phase::Clustering, ITERATIONS as u64);
-    let centroids = {
-        // SAFETY: the table is open.
-        let _threads = Threads::of(unsafe { workers::helpers(source.heap) });
-        kmeans(
-            &options,
-            code_dim,
-            &sample,
-            &handle_interrupts,
-            &mut |iteration| progress::set_done(iteration as u64),
-        )?
-    };
+    let centroids = kmeans(
+        &options,
+        code_dim,
+        &sample,
+        &handle_interrupts,
+        &mut |iteration| progress::set_done(iteration as u64),
+    )?;
     progress::begin(Phase::Learning, 0);
     coding.train_codes(&mut sample, &centroids, &handle_interrupts)?;
     Ok((coding, Lists::new(metric, code_dim, centroids)))

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::k_quants::{BlockQ4K, BlockQ6K, GgmlType, matmul};
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor};
-use memmap2::{Advice, Mmap};
+use memmap2::Mmap;
 
 use crate::ops::{cuda, floats};
 
@@ -42,25 +42,22 @@ impl Precision {
     }
 }
 
-/// A file in memory, as far as it was read or the system has room for it.
+/// A file in memory, as far as the system has room for it.
 #[derive(Clone)]
 pub(crate) struct Mapped(Arc<Mmap>);
 
 impl Mapped {
     pub(super) fn new(file: &File) -> io::Result<Self> {
         // SAFETY: the file gets its name when it is whole, and is then replaced or removed, but
-        // never written to; one that somebody else cuts short ends this process at its next use,
-        // as it does with any program that maps weights.
+        // never written to. Somebody else who writes into it changes weights; who cuts it short, or
+        // a disk that fails later, ends this process at its next use, as with any program that
+        // maps weights.
         unsafe { Mmap::map(file) }.map(Arc::new).map(Self)
     }
 
-    /// A part of it, which is about to be read; `None` beyond the end.
+    /// A part of it; `None` beyond the end.
     pub(super) fn part(&self, range: Range<usize>) -> Option<BlockBytes> {
         self.0.get(range.clone())?;
-        // Only a system that knows better than to read ahead refuses.
-        let _ = self
-            .0
-            .advise_range(Advice::WillNeed, range.start, range.len());
         Some(BlockBytes::Mapped(self.clone(), range))
     }
 }

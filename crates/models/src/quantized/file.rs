@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,8 @@ pub(super) const UNFINISHED_NAME: &str = ".pg_sight-4bit.safetensors.tmp";
 const VERSION: &str = "1";
 /// Longest header that is read.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// What is read of a layer at a time; whole words of its checksum.
+const PART_BYTES: usize = 1 << 20;
 /// How often a file is locked that loses its name meanwhile.
 const LOCK_ATTEMPTS: usize = 10;
 
@@ -94,7 +96,7 @@ pub(super) fn write_file(
             .filter(|spec| spec.quantized_bytes().is_some())
         {
             let blocks = quantize(spec)?;
-            header.set_checksum(spec.name(), checksum(&blocks));
+            header.set_checksum(spec.name(), Checksum::of(&blocks));
             if let Err(error) = out.write_all(&blocks) {
                 return Ok(Err(error));
             }
@@ -116,15 +118,30 @@ pub(super) fn write_file(
 }
 
 /// FNV-1a over words of 8 bytes, which is as good against damage and faster.
-fn checksum(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<8>();
-    let words = words.iter().map(|word| u64::from_le_bytes(*word));
-    let words = words.chain(rest.iter().map(|byte| u64::from(*byte)));
-    words.fold(0xcbf2_9ce4_8422_2325, |hash, word| {
-        (hash ^ word)
-            .wrapping_mul(0x0000_0100_0000_01b3)
-            .rotate_left(23)
-    })
+struct Checksum(u64);
+
+impl Checksum {
+    fn of(bytes: &[u8]) -> u64 {
+        let mut checksum = Self::new();
+        checksum.add(bytes);
+        checksum.0
+    }
+
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    /// Of several parts all but the last must be of whole words.
+    fn add(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let words = words.iter().map(|word| u64::from_le_bytes(*word));
+        let words = words.chain(rest.iter().map(|byte| u64::from(*byte)));
+        self.0 = words.fold(self.0, |hash, word| {
+            (hash ^ word)
+                .wrapping_mul(0x0000_0100_0000_01b3)
+                .rotate_left(23)
+        });
+    }
 }
 
 /// The header of the file: what must be in it, and where.
@@ -198,8 +215,10 @@ fn hex(number: u64) -> String {
 /// A file that was opened, and is the one of the checkpoint.
 pub(super) struct QuantizedFile {
     pub(super) path: PathBuf,
-    /// All layers are of one file whatever happens to its name.
-    content: Mapped,
+    /// Stays open, so that all layers are of one file whatever happens to its name.
+    file: File,
+    /// `None` on file systems that map nothing.
+    mapped: Option<Mapped>,
     /// Where the layers begin.
     start: u64,
     entries: BTreeMap<String, Entry>,
@@ -224,20 +243,21 @@ impl From<io::Error> for Unusable {
 impl QuantizedFile {
     pub(super) fn open(path: &Path, expected: &Header) -> Result<Self, Unusable> {
         let because = |reason: &str| Unusable::Because(reason.to_owned());
-        let content = Mapped::new(&File::open(path)?)?;
-        let length = content.len() as u64;
-        let (header_length, rest) = content
-            .split_first_chunk()
-            .ok_or_else(|| because("it is cut off"))?;
-        let header_length = u64::from_le_bytes(*header_length);
-        if header_length > MAX_HEADER_BYTES.min(length) {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let mut header_length = [0; 8];
+        file.read_exact(&mut header_length)
+            .map_err(|_| because("it is cut off"))?;
+        let header_length = u64::from_le_bytes(header_length);
+        // Blocks must begin at even addresses.
+        if header_length > MAX_HEADER_BYTES.min(length) || !header_length.is_multiple_of(8) {
             return Err(because("its header is damaged"));
         }
-        let header = rest
-            .get(..header_length as usize)
-            .ok_or_else(|| because("it is cut off"))?;
+        let mut header = vec![0; header_length as usize];
+        file.read_exact(&mut header)
+            .map_err(|_| because("it is cut off"))?;
         let mut all: BTreeMap<String, serde_json::Value> =
-            serde_json::from_slice(header).map_err(|_| because("its header is damaged"))?;
+            serde_json::from_slice(&header).map_err(|_| because("its header is damaged"))?;
         let checksums: BTreeMap<String, String> = all
             .remove(METADATA)
             .and_then(|metadata| serde_json::from_value(metadata).ok())
@@ -265,7 +285,8 @@ impl QuantizedFile {
         }
         Ok(Self {
             path: path.to_owned(),
-            content,
+            mapped: Mapped::new(&file).ok(),
+            file,
             start,
             entries,
             checksums,
@@ -273,14 +294,35 @@ impl QuantizedFile {
     }
 
     /// The blocks of a layer; the error says what is wrong with them.
+    ///
+    /// They are read first, since a file that cannot be read is then an error, which it is not
+    /// where it is mapped; what is mapped is then in memory.
     pub(super) fn read(&self, spec: &ProjectionSpec, bytes: u64) -> Result<BlockBytes, String> {
         let entry = self.entries.get(spec.name()).ok_or("a layer is missing")?;
-        let start = (self.start + entry.data_offsets.0) as usize;
-        let part = self.content.part(start..start + bytes as usize);
-        let data = part.ok_or("a layer is missing")?;
-        if self.checksums.get(spec.name()) != Some(&hex(checksum(&data))) {
+        let start = self.start + entry.data_offsets.0;
+        let mut made = match self.mapped {
+            Some(_) => Vec::new(),
+            None => Vec::with_capacity(bytes as usize),
+        };
+        let mut checksum = Checksum::new();
+        let mut part = vec![0; PART_BYTES.min(bytes as usize)];
+        for first in (0..bytes).step_by(PART_BYTES) {
+            let part = &mut part[..PART_BYTES.min((bytes - first) as usize)];
+            let read = self.file.read_exact_at(part, start + first);
+            read.map_err(|error| error.to_string())?;
+            checksum.add(part);
+            if self.mapped.is_none() {
+                made.extend_from_slice(part);
+            }
+        }
+        if self.checksums.get(spec.name()) != Some(&hex(checksum.0)) {
             return Err(format!("the checksum of \"{}\" is wrong", spec.name()));
         }
-        Ok(data)
+        let Some(mapped) = &self.mapped else {
+            return Ok(BlockBytes::Made(made));
+        };
+        let start = start as usize;
+        let part = mapped.part(start..start + bytes as usize);
+        part.ok_or_else(|| "a layer is missing".to_owned())
     }
 }

@@ -74,7 +74,7 @@ impl Blocks {
         if short && (1..=FEW_ROWS).contains(&rows) {
             self.narrow(x)
         } else {
-            x.matmul(&self.weights(x.dtype())?.t()?)
+            x.contiguous()?.matmul(&self.weights(x.dtype())?.t()?)
         }
     }
 

@@ -51,6 +51,9 @@ template <typename T> __device__ uint32_t packed(float a, float b) {
 
 // d += a b for matrices of 16 x 16, 16 x 8 numbers, as the units of a warp do it.
 template <typename T> __device__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+
+// tests/kernels imitates these units on a CPU.
+#ifdef __CUDACC__
 template <> __device__ void multiply<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -77,5 +80,6 @@ template <typename T> __device__ void matrices_transposed(uint32_t (&r)[4], cons
                  : "r"(address)
                  : "memory");
 }
+#endif
 
 } // namespace
