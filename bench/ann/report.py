@@ -30,10 +30,11 @@ def having(results, phase):
 
 
 def goal_table(results):
-    """A row for each goal, a column for each of faiss_ivf's methods."""
+    """A row for each goal that was measured, a column for each of faiss_ivf's methods."""
     methods = goals.ours(results.methods)
     columns = [goals.goals(results, method, "WordNet" in results.content["data"]) for method in methods]
-    rows = [[row[0].text, *(goal.words() for goal in row)] for row in zip(*columns, strict=True)]
+    measured = [row for row in zip(*columns, strict=True) if any(goal.values for goal in row)]
+    rows = [[row[0].text, *(goal.words() for goal in row)] for row in measured]
     return markdown_table([f"at recall@{NEIGHBOURS} = {MIDDLE}", *methods], rows)
 
 

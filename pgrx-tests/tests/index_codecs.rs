@@ -70,8 +70,11 @@ fn create_tables(client: &mut Client) {
     client.batch_execute(&tables).unwrap();
 }
 
-fn cluster_with_indexes(settings: &[&str]) -> (Cluster, Client) {
-    let cluster = Cluster::start(settings);
+/// The system outlives the crashes, so nothing has to be on its disk.
+const SETTINGS: [&str; 2] = ["fsync = off", "wal_keep_size = 256MB"];
+
+fn cluster_with_indexes() -> (Cluster, Client) {
+    let cluster = Cluster::start(&SETTINGS);
     let mut client = cluster.client();
     create_tables(&mut client);
     client.batch_execute(&for_all(create_index)).unwrap();
@@ -156,7 +159,7 @@ fn vacuum_until_it_fails(client: &mut Client) {
 
 #[test]
 fn every_codec_equals_its_table_after_crashes_during_writes_and_vacuum() {
-    let (cluster, client) = cluster_with_indexes(&[]);
+    let (cluster, client) = cluster_with_indexes();
     drop(client);
     for (round, milliseconds) in [900, 2100].into_iter().enumerate() {
         let never = AtomicBool::new(false);
@@ -187,7 +190,7 @@ fn every_codec_equals_its_table_after_crashes_during_writes_and_vacuum() {
 
 #[test]
 fn a_crash_while_codes_are_built_leaves_no_half_index() {
-    let cluster = Cluster::start(&[]);
+    let cluster = Cluster::start(&SETTINGS);
     create_tables(&mut cluster.client());
     for milliseconds in [40, 400] {
         thread::scope(|scope| {
@@ -217,7 +220,7 @@ fn a_crash_while_codes_are_built_leaves_no_half_index() {
 
 #[test]
 fn every_codec_is_written_read_and_vacuumed_at_once() {
-    let (cluster, mut client) = cluster_with_indexes(&["autovacuum_naptime = 1s"]);
+    let (cluster, mut client) = cluster_with_indexes();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let stop = &stop;
@@ -266,7 +269,7 @@ fn catch_up(writer: &mut Client, reader: &mut Client) {
 
 #[test]
 fn a_standby_has_every_codec_and_can_take_over() {
-    let (primary, mut writer) = cluster_with_indexes(&["wal_keep_size = 256MB"]);
+    let (primary, mut writer) = cluster_with_indexes();
     let standby = primary.standby();
     let mut reader = standby.client();
     let every = |statement: &'static str| {
@@ -283,7 +286,7 @@ fn a_standby_has_every_codec_and_can_take_over() {
         assert_all(&mut reader, ROWS * 2 / 3);
     }
     drop(writer);
-    primary.crash();
+    primary.stop_server("immediate");
     standby.promote();
     let mut client = standby.client();
     let update = every("UPDATE item SET v = sample_vector(id + 9000) WHERE id % 4 = 0");
@@ -295,7 +298,7 @@ fn a_standby_has_every_codec_and_can_take_over() {
 /// Of each index another page, so that over all of them most kinds are met.
 #[test]
 fn a_damaged_page_of_any_codec_is_named() {
-    let (cluster, mut client) = cluster_with_indexes(&[]);
+    let (cluster, mut client) = cluster_with_indexes();
     for (codec, factory) in FACTORIES.iter().enumerate() {
         let place = format!("SELECT pg_relation_filepath('item_{codec}_v')");
         let path: String = client.query_one(&place, &[]).unwrap().get(0);

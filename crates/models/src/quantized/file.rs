@@ -293,6 +293,12 @@ impl QuantizedFile {
         })
     }
 
+    /// As on a file system that maps nothing.
+    #[cfg(test)]
+    pub(super) fn unmap(&mut self) {
+        self.mapped = None;
+    }
+
     /// The blocks of a layer; the error says what is wrong with them.
     ///
     /// They are read first, since a file that cannot be read is then an error, which it is not

@@ -59,6 +59,15 @@ impl Model {
 
     /// Products of the quantized layers with two rows, and what was logged.
     fn load_with(&self, folders: &[PathBuf]) -> (Vec<Option<Tensor>>, Vec<String>) {
+        self.load_after(folders, |_| {})
+    }
+
+    /// The same after a change of the open file.
+    fn load_after(
+        &self,
+        folders: &[PathBuf],
+        change: impl FnOnce(&mut QuantizedFile),
+    ) -> (Vec<Option<Tensor>>, Vec<String>) {
         let directory = ModelDirectory::open(self.folder.path()).unwrap();
         let checkpoint = Checkpoint::open(&directory).unwrap();
         let options = FourBits {
@@ -67,6 +76,9 @@ impl Model {
         };
         let layers = layers();
         let quantized = QuantizedWeights::open(&checkpoint, &layers, &options).unwrap();
+        if let Some(file) = quantized.file.borrow_mut().as_mut() {
+            change(file);
+        }
         let products = layers.iter().map(|layer| {
             let weight = quantized.read(layer, &Device::Cpu).unwrap()?;
             Some(weight.product(&x()).unwrap())
@@ -184,6 +196,22 @@ fn a_flipped_bit_of_a_layer_is_found_by_its_checksum() {
         model.load();
         assert_eq!(fs::read(model.file()).unwrap(), whole);
     }
+}
+
+#[test]
+fn a_file_that_cannot_be_mapped_is_read() {
+    let model = Model::new();
+    let (expected, _) = model.load();
+    let unmapped = |file: &mut QuantizedFile| file.unmap();
+    let (products, log) = model.load_after(&[], unmapped);
+    assert_eq!(host(&products), host(&expected));
+    assert!(log.is_empty(), "{log:?}");
+    let mut bytes = fs::read(model.file()).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(model.file(), &bytes).unwrap();
+    let (products, log) = model.load_after(&[], unmapped);
+    assert_eq!(host(&products), host(&expected));
+    assert!(log[0].contains("checksum"), "{log:?}");
 }
 
 #[test]
