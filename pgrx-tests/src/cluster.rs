@@ -445,3 +445,22 @@ fn copy_tree(from: &Path, to: &Path) {
         }
     }
 }
+
+/// Waits until a standby has replayed what its primary has committed; `writer` is a session of
+/// the primary, `reader` one of the standby.
+///
+/// # Panics
+/// When it has not after a minute, or a query fails.
+pub fn catch_up(writer: &mut Client, reader: &mut Client) {
+    // Log of a transaction without an id, such as a calibration, is flushed some time
+    // after its end: with the next commit of one that has an id.
+    let message = "SELECT pg_logical_emit_message(true, 'test', 'flush')";
+    writer.query(message, &[]).expect("a message");
+    let flushed = "SELECT pg_current_wal_flush_lsn()::text";
+    let flushed: String = writer.query_one(flushed, &[]).expect("a place").get(0);
+    let replayed = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+    wait_until("the standby has caught up", Duration::from_secs(60), || {
+        let row = reader.query_one(replayed, &[&flushed]);
+        row.expect("the standby answers").get(0)
+    });
+}

@@ -13,7 +13,7 @@ mod models;
 mod process;
 mod search;
 
-pub use cluster::Cluster;
+pub use cluster::{Cluster, catch_up};
 pub use error::{SqlFailure, sql_failure};
 pub use installation::Installation;
 pub use models::{CAPTIONER, ENCODER, captioner_goldens, demo_directory, samples};

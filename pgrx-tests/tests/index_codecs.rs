@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use pg_sight_tests::{Cluster, sql_failure, wait_until};
+use pg_sight_tests::{Cluster, catch_up, sql_failure};
 use postgres::Client;
 
 /// Of each kind of code, transform and refinement one at least; `Flat` is of vectors in full
@@ -252,19 +252,6 @@ fn every_codec_is_written_read_and_vacuumed_at_once() {
     assert_all(&mut client, ROWS / 2);
     client.batch_execute("VACUUM").unwrap();
     assert_all(&mut client, ROWS / 2);
-}
-
-/// Waits until the standby has replayed what is committed.
-fn catch_up(writer: &mut Client, reader: &mut Client) {
-    // With the commit of one that has an id, log of others is flushed too.
-    let message = "SELECT pg_logical_emit_message(true, 'test', 'flush')";
-    writer.query(message, &[]).unwrap();
-    let flushed = "SELECT pg_current_wal_flush_lsn()::text";
-    let flushed: String = writer.query_one(flushed, &[]).unwrap().get(0);
-    let replayed = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
-    wait_until("the standby has caught up", Duration::from_secs(60), || {
-        reader.query_one(replayed, &[&flushed]).unwrap().get(0)
-    });
 }
 
 #[test]

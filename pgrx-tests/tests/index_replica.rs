@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pg_sight_tests::{
-    Cluster, Reading, SEARCHED_TABLE, answers, assert_indexes_are_exact, assert_same,
-    create_indexes, sql_failure, wait_until,
+    Cluster, Reading, SEARCHED_TABLE, answers, assert_indexes_are_exact, assert_same, catch_up,
+    create_indexes, sql_failure,
 };
 use postgres::Client;
 
@@ -42,25 +42,10 @@ impl Pair {
         }
     }
 
-    /// Waits until the standby has replayed what the primary has committed.
-    fn catch_up(&mut self) {
-        // Log of a transaction without an id, such as a calibration, is flushed some time
-        // after its end: with the next commit of one that has an id.
-        let message = "SELECT pg_logical_emit_message(true, 'test', 'flush')";
-        self.writer.query(message, &[]).unwrap();
-        let flushed = "SELECT pg_current_wal_flush_lsn()::text";
-        let flushed: String = self.writer.query_one(flushed, &[]).unwrap().get(0);
-        let replayed = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
-        wait_until("the standby has caught up", Duration::from_secs(60), || {
-            let row = self.reader.query_one(replayed, &[&flushed]);
-            row.unwrap().get(0)
-        });
-    }
-
     /// Exact answers and those by fewer lists are the same on both; and the exact ones
     /// are exact.
     fn assert_equal(&mut self, after: &str) {
-        self.catch_up();
+        catch_up(&mut self.writer, &mut self.reader);
         assert_indexes_are_exact(&mut self.reader, "item");
         for reading in [Reading::AllLists, Reading::ChosenLists] {
             let of_primary = answers(&mut self.writer, "item", reading);
@@ -185,7 +170,7 @@ impl Drop for StopWhenDropped<'_> {
 #[test]
 fn a_standby_answers_right_while_it_replays() {
     let mut pair = Pair::start();
-    pair.catch_up();
+    catch_up(&mut pair.writer, &mut pair.reader);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         // Also when an answer is wrong, the writer shall not go on for ever.
