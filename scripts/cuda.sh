@@ -130,7 +130,7 @@ pack() {
     cp -R demo "$folder/"
     cp tools/compare/random_model.py tools/compare/random_instructblip.py tools/compare/reference.py "$folder/tools/compare/"
     cp tools/fixtures/*.py "$folder/tools/fixtures/"
-    cp bench/gpu.py "$folder/bench/"
+    cp bench/gpu.py bench/four_bits.py "$folder/bench/"
     cp tools/gpu/check.sh "$folder/"
     # Its tokenizer is enough to measure; with the weights (90 MB) parity is tested too.
     if [ -n "${PACK_MINILM:-}" ]; then

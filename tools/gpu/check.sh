@@ -7,8 +7,8 @@
 #   check.sh                 all of these; the reports are RESULTS/results-gpu.md and results-4bit.md
 #   check.sh parity          kernels against formulas, models against stored results
 #   check.sh speed           encoders and captioners beside transformers
-#   check.sh four-bits       InstructBLIP with Vicuna 7B, of random weights, in 4 bits: time to load,
-#                            tokens per second, memory
+#   check.sh four-bits       InstructBLIP with Vicuna 7B, of random weights, in 4 bits, beside
+#                            transformers: time to load, tokens per second, memory
 #
 #   RESULTS      folder for reports and logs, by default results beside this script
 #   MODELS       folder for the models of full size that are made (2 GB; in 4 bits 20 GB), by default a
@@ -88,31 +88,18 @@ speed() {
     cat "$RESULTS/results-gpu.md"
 }
 
-# The call of a catalogue: two instructions, each by ten beams. A model of random weights never ends an
-# answer by itself.
 four_bits() {
-    local model=$MODELS/instructblip-7b picture name
-    local program=("$HERE/bin/four_bits" "$model")
+    local model=$MODELS/instructblip-7b picture
     picture=$(find "$HERE/demo/goldens" -name '*.png' | sort | head -n 1)
-    program+=("$picture" --device cuda)
-    rm -f "$RESULTS"/7b-*.log
     if [ ! -f "$model/made" ]; then
         part 7b-make 400 "$PYTHON" -B "$HERE/tools/compare/random_instructblip.py" "$model" --size 7b || return
         touch "$model/made"
     fi
-    rm -f "$model"/.pg_sight-4bit.safetensors
-    part 7b-first-load 400 "${program[@]}" || return
-    part 7b-call 300 "${program[@]}" --prompt 'describe this image in full detail' \
-        --prompt 'create an extensive description of this image' \
-        --beams 10 --max-length 512 --min-length 16 --repetition-penalty 1.5 || return
-    {
-        echo "InstructBLIP with Vicuna 7B, of random weights, in 4 bits:"
-        for name in 7b-first-load 7b-call; do
-            printf '\n%s\n\n' "$name"
-            # Answers, in brackets, are noise.
-            sed -nE 's/^([^[])/- \1/p' "$RESULTS/$name.log"
-        done
-    } >"$RESULTS/results-4bit.md"
+    rm -f "$model"/.pg_sight-4bit.safetensors "$RESULTS/results-4bit.md"
+    part 7b-first-load 400 "$HERE/bin/four_bits" "$model" "$picture" --device cuda || return
+    part 7b-calls 400 "$PYTHON" -B "$HERE/bench/four_bits.py" --program "$HERE/bin/four_bits" --model "$model" \
+        --picture "$picture" --report "$RESULTS/results-4bit.md" || return
+    sed -nE 's/^loaded: ([^,]*),.*/- The first load, which quantizes: \1/p' "$RESULTS/7b-first-load.log" >>"$RESULTS/results-4bit.md"
     cat "$RESULTS/results-4bit.md"
 }
 

@@ -87,7 +87,7 @@ impl Linear {
             Weight::Plain(weight) => {
                 match cuda::narrow(x, weight, None, Activation::Identity, None)? {
                     Some(product) => Ok(product),
-                    None => x.matmul(&weight.t()?),
+                    None => x.contiguous()?.matmul(&weight.t()?),
                 }
             }
         }
