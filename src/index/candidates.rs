@@ -43,6 +43,15 @@ pub(super) struct RowPlace {
     pub list: u32,
 }
 
+/// What is done for candidates before it is their turn.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ahead {
+    /// Their pages come into buffers.
+    Read,
+    /// What is read of their pages comes into the processor's cache.
+    Touch,
+}
+
 /// About so many of the nearest candidates of a queue are sorted at once.
 const SORTED: usize = 128;
 /// So many keys are looked at to tell how near those are.
@@ -64,8 +73,8 @@ struct LazyQueue {
     /// Keys and places of what was taken, the nearest of all at the end if it is sorted.
     near: Vec<(f32, u32)>,
     is_sorted: bool,
-    /// So many of the nearest were announced.
-    announced: usize,
+    /// So many of the nearest were announced, by [`Ahead`].
+    announced: [usize; 2],
 }
 
 impl LazyQueue {
@@ -146,7 +155,7 @@ impl LazyQueue {
             self.near
                 .sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
             self.is_sorted = true;
-            self.announced = 0;
+            self.announced = [0; 2];
         }
     }
 
@@ -159,17 +168,18 @@ impl LazyQueue {
     /// Key and place of the nearest, which is taken out; [`Self::peek`] comes before.
     fn pop(&mut self) -> Option<(f32, usize)> {
         debug_assert!(self.is_sorted);
-        self.announced = self.announced.saturating_sub(1);
+        self.announced = self.announced.map(|count| count.saturating_sub(1));
         self.near.pop().map(|(key, place)| (key, place as usize))
     }
 
-    /// The place of the nearest that is not among the next `count`, once for each.
-    fn announce(&mut self, count: usize) -> Option<usize> {
-        let place = self.near.len().checked_sub(1 + self.announced)?;
-        if self.announced >= count {
+    /// The places of the next `count`, one at a time and each once.
+    fn announce(&mut self, ahead: Ahead, count: usize) -> Option<usize> {
+        let announced = &mut self.announced[ahead as usize];
+        let place = self.near.len().checked_sub(1 + *announced)?;
+        if *announced >= count {
             return None;
         }
-        self.announced += 1;
+        *announced += 1;
         Some(self.near[place].1 as usize)
     }
 }
@@ -334,11 +344,11 @@ impl Candidates {
         self.exact.singles.push(row);
     }
 
-    /// Calls `announce` with the row pages that the next `count` candidates with bounds by
-    /// their codes need, for each candidate once.
-    pub fn look_ahead(&mut self, count: usize, mut announce: impl FnMut(Block)) {
-        while let Some(place) = self.coded.queue.announce(count) {
-            announce(self.coded.row(place, self.row_capacity).block);
+    /// Calls `announce` with the next `count` candidates with bounds by their codes, with
+    /// each once for each purpose.
+    pub fn look_ahead(&mut self, ahead: Ahead, count: usize, mut announce: impl FnMut(RowPlace)) {
+        while let Some(place) = self.coded.queue.announce(ahead, count) {
+            announce(self.coded.row(place, self.row_capacity));
         }
     }
 

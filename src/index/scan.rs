@@ -7,7 +7,7 @@ use faiss_ivf::FaissError;
 use ivf_store::{ListCursor, ListLayout, Meta, PageStore, RowPage, Tid};
 use pgrx::{PgMemoryContexts, PgSqlErrorCode, check_for_interrupts, pg_guard, pg_sys};
 
-use super::candidates::{Candidates, Keyed, Nearest, RowPlace};
+use super::candidates::{Ahead, Candidates, Keyed, Nearest, RowPlace};
 use super::exact::RowReader;
 use super::list_reading::{Comparison, ListReading};
 use super::opclass::OpClass;
@@ -17,7 +17,7 @@ use super::ranking::Ranking;
 use super::report::{OrRaise, Report, raise_out_of_memory};
 use super::storage::RelationStore;
 use super::trained::Trained;
-use super::work::Work;
+use super::work::{Work, count_scan};
 
 /// What a scan keeps between its calls.
 pub(super) struct ScanState {
@@ -78,6 +78,9 @@ struct Progress {
     work: Work,
     scratch: Scratch,
 }
+
+/// Rows of so many of the next candidates are brought into the processor's cache.
+const TOUCHED_ROWS: usize = 8;
 
 /// Memory that is used again and again.
 #[derive(Default)]
@@ -357,11 +360,7 @@ impl Progress {
     unsafe fn refine(&mut self, place: RowPlace, at: &At<'_>) {
         check_for_interrupts!();
         self.work.refined += 1;
-        let ahead = at.store.read_ahead();
-        let prefetched = &mut self.work.prefetched;
-        (self.candidates).look_ahead(ahead, |block| {
-            *prefetched += u64::from(at.store.prefetch(block));
-        });
+        self.look_ahead(at);
         let list = self.lists.get(place.list as usize).list;
         let index = place.index;
         let refined = {
@@ -397,6 +396,17 @@ impl Progress {
         }
     }
 
+    /// Asks for the row pages of the next candidates.
+    fn look_ahead(&mut self, at: &At<'_>) {
+        let prefetched = &mut self.work.prefetched;
+        (self.candidates).look_ahead(Ahead::Read, at.store.read_ahead(), |row| {
+            *prefetched += u64::from(at.store.prefetch(row.block));
+        });
+        (self.candidates).look_ahead(Ahead::Touch, TOUCHED_ROWS, |row| {
+            at.store.touch(row.block, self.layout.row_parts(row.index));
+        });
+    }
+
     /// Reads the `wanted` nearest of the lists that were not read yet, or as many as may
     /// be read. Returns how many it has read.
     ///
@@ -427,6 +437,9 @@ impl Progress {
                         self.work.prefetched += u64::from(at.store.prefetch(block));
                     }
                     announced += 1;
+                }
+                if let Some(block) = cursors.get(turn + 1).and_then(|(_, cursor)| cursor.next()) {
+                    at.store.touch(block, ListLayout::first_parts());
                 }
                 let (place, cursor) = &mut cursors[turn];
                 // SAFETY: the caller's promise.
@@ -479,35 +492,6 @@ impl Progress {
         unsafe {
             read.or_raise(at.index);
             advanced.or_raise(at.index);
-        }
-    }
-}
-
-/// PostgreSQL's `pgstat_count_index_scan`, and what EXPLAIN counts since 18.
-///
-/// # Safety
-/// `scan` must be a scan of ours on an open index.
-unsafe fn count_scan(scan: pg_sys::IndexScanDesc) {
-    // SAFETY: the caller's promise; the statistics belong to the relation.
-    unsafe {
-        let index = (*scan).indexRelation;
-        #[cfg(not(feature = "pg14"))]
-        if (*index).pgstat_info.is_null() && (*index).pgstat_enabled {
-            pg_sys::pgstat_assoc_relation(index);
-        }
-        if let Some(statistics) = (*index).pgstat_info.as_mut() {
-            #[cfg(any(feature = "pg14", feature = "pg15"))]
-            {
-                statistics.t_counts.t_numscans += 1;
-            }
-            #[cfg(not(any(feature = "pg14", feature = "pg15")))]
-            {
-                statistics.counts.numscans += 1;
-            }
-        }
-        #[cfg(feature = "pg18")]
-        if let Some(instrument) = (*scan).instrument.as_mut() {
-            instrument.nsearches += 1;
         }
     }
 }

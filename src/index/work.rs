@@ -1,9 +1,9 @@
-//! What the last scan of this session did.
+//! What scans do: counted for PostgreSQL, and told of the last one of this session.
 
 use std::cell::Cell;
 
 use pgrx::iter::TableIterator;
-use pgrx::{name, pg_extern};
+use pgrx::{name, pg_extern, pg_sys};
 
 /// Counts the work of a scan.
 #[derive(Debug, Clone, Copy, Default)]
@@ -88,4 +88,33 @@ fn sight_index_last_scan() -> TableIterator<
         counts.map(|count| count as i64).into()
     };
     TableIterator::new(LAST.get().map(row))
+}
+
+/// PostgreSQL's `pgstat_count_index_scan`, and what EXPLAIN counts since 18.
+///
+/// # Safety
+/// `scan` must be a scan of ours on an open index.
+pub(super) unsafe fn count_scan(scan: pg_sys::IndexScanDesc) {
+    // SAFETY: the caller's promise; the statistics belong to the relation.
+    unsafe {
+        let index = (*scan).indexRelation;
+        #[cfg(not(feature = "pg14"))]
+        if (*index).pgstat_info.is_null() && (*index).pgstat_enabled {
+            pg_sys::pgstat_assoc_relation(index);
+        }
+        if let Some(statistics) = (*index).pgstat_info.as_mut() {
+            #[cfg(any(feature = "pg14", feature = "pg15"))]
+            {
+                statistics.t_counts.t_numscans += 1;
+            }
+            #[cfg(not(any(feature = "pg14", feature = "pg15")))]
+            {
+                statistics.counts.numscans += 1;
+            }
+        }
+        #[cfg(feature = "pg18")]
+        if let Some(instrument) = (*scan).instrument.as_mut() {
+            instrument.nsearches += 1;
+        }
+    }
 }

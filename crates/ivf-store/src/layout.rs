@@ -6,7 +6,9 @@
 //! which a list page names as many as its entries take: a scan reads the codes of all
 //! entries, and rows only of those that may be among the nearest.
 
-use crate::page::{Block, DATA_START, PageBytes, SPECIAL_START, get_u32};
+use std::ops::Range;
+
+use crate::page::{Block, DATA_START, PAGE_SIZE, PageBytes, SPECIAL_START, get_u32};
 
 /// Codes in a block, if they are packed.
 pub const BLOCK_CODES: usize = 32;
@@ -209,6 +211,37 @@ impl ListLayout {
         let is_lossy = self.codes.refine.is_some_and(|refine| refine.is_lossy);
         let factors = usize::from(is_lossy) * FACTORS;
         self.refine_factor_at(factors).next_multiple_of(ALIGNMENT) + index * TID
+    }
+
+    /// Parts of any list page that are read first: what says what page it is, and as many of
+    /// its codes as a processor reads before it asks for the following ones by itself.
+    #[must_use]
+    pub fn first_parts() -> [Range<usize>; 2] {
+        [0..256, SPECIAL_START..PAGE_SIZE]
+    }
+
+    /// Parts of a row page that are read for an entry: what says what page it is, refine
+    /// code, row pointer and factors.
+    ///
+    /// # Panics
+    /// If a page has no such place.
+    pub fn row_parts(&self, index: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        assert!(index < self.row_capacity);
+        let is_lossy = self.codes.refine.is_some_and(|refine| refine.is_lossy);
+        let layout = *self;
+        let factors = (0..usize::from(is_lossy) * FACTORS).map(move |factor| {
+            let at = layout.refine_factor_at(factor) + index * NUMBER;
+            at..at + NUMBER
+        });
+        let tid = self.row_tid_at(index);
+        [
+            0..DATA_START,
+            SPECIAL_START..PAGE_SIZE,
+            self.refine_at(index)..self.refine_at(index + 1),
+            tid..tid + TID,
+        ]
+        .into_iter()
+        .chain(factors)
     }
 
     fn rows_end(&self) -> usize {

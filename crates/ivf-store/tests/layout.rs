@@ -1,6 +1,8 @@
 //! Sizes of entries: all that have room are laid out, all others refused.
 
-use ivf_store::{BLOCK_CODES, Codes, DATA_START, FACTORS, ListLayout, RefineCodes, SPECIAL_START};
+use ivf_store::{
+    BLOCK_CODES, Codes, DATA_START, FACTORS, ListLayout, PAGE_SIZE, RefineCodes, SPECIAL_START,
+};
 
 const ROOM: usize = SPECIAL_START - DATA_START;
 /// Arrays begin at multiples of 8 bytes.
@@ -65,6 +67,12 @@ fn check(codes: Codes) -> Option<ListLayout> {
     );
     assert_eq!(layout.row_pages(), capacity.div_ceil(rows));
     assert_eq!(layout.record_size(), entry + refine.code_size + factors);
+    for index in [0, rows - 1] {
+        let parts: Vec<_> = layout.row_parts(index).collect();
+        assert!(parts.iter().all(|part| part.end <= PAGE_SIZE), "{codes:?}");
+        let bytes: usize = parts.iter().map(ExactSizeIterator::len).sum();
+        assert_eq!(bytes, DATA_START + PAGE_SIZE - SPECIAL_START + row);
+    }
     Some(layout)
 }
 

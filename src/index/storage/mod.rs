@@ -12,6 +12,7 @@ mod page;
 mod recent;
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::rc::Rc;
 
 #[cfg(not(any(feature = "pg14", feature = "pg15")))]
@@ -137,6 +138,16 @@ impl RelationStore {
             recent.remember(block, found.recent_buffer);
         }
         found.initiated_io
+    }
+
+    /// Brings parts of the page `block`, which will be read at once, into the processor's
+    /// cache, if its buffer is known. What is brought may be another page by now, and nothing
+    /// is done with it.
+    pub fn touch(&self, block: Block, parts: impl IntoIterator<Item = Range<usize>>) {
+        let recent = self.recent.as_ref();
+        if let Some(buffer) = recent.and_then(|recent| recent.known(block)) {
+            page::touch(buffer, parts);
+        }
     }
 
     /// Writes all pages of the fork into the write-ahead log, if the relation

@@ -1,7 +1,10 @@
-use std::ops::Deref;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::ops::{Deref, Range};
 
 use ivf_store::{Block, PageBytes};
 use pgrx::pg_sys;
+
+const CACHE_LINE: usize = 64;
 
 /// A pinned buffer without a lock.
 pub(in crate::index) struct PinnedBuffer(pg_sys::Buffer);
@@ -145,12 +148,50 @@ impl LockedBuffer {
             if self.0 < 0 {
                 (*pg_sys::LocalBufferBlockPointers.add((-self.0 - 1) as usize)).cast()
             } else {
-                pg_sys::BufferBlocks
-                    .cast::<PageBytes>()
-                    .add(self.0 as usize - 1)
+                shared_address(self.0)
             }
         }
     }
+}
+
+/// Where the page of a shared buffer lies.
+///
+/// # Safety
+/// `buffer` must be one that PostgreSQL has given out, from 1 on.
+unsafe fn shared_address(buffer: pg_sys::Buffer) -> *mut PageBytes {
+    // SAFETY: the caller's promise.
+    unsafe {
+        pg_sys::BufferBlocks
+            .cast::<PageBytes>()
+            .add(buffer as usize - 1)
+    }
+}
+
+/// Brings parts of a page, and what PostgreSQL knows of its buffer, into the processor's
+/// cache. The buffer need not be pinned, for nothing is read.
+pub(super) fn touch(buffer: pg_sys::Buffer, parts: impl IntoIterator<Item = Range<usize>>) {
+    if buffer <= 0 {
+        return;
+    }
+    // SAFETY: PostgreSQL gave the buffer out, and has as many of them until it ends.
+    let (page, description) = unsafe {
+        let description = pg_sys::BufferDescriptors.add(buffer as usize - 1);
+        (
+            shared_address(buffer).cast::<i8>(),
+            description.cast::<i8>(),
+        )
+    };
+    prefetch(description);
+    for part in parts {
+        for at in (part.start / CACHE_LINE * CACHE_LINE..part.end).step_by(CACHE_LINE) {
+            prefetch(page.wrapping_add(at));
+        }
+    }
+}
+
+fn prefetch(address: *const i8) {
+    // SAFETY: an address that cannot be read is passed over.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
 }
 
 impl Drop for LockedBuffer {

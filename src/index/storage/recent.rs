@@ -77,7 +77,7 @@ impl RecentBuffers {
     }
 
     /// The buffer that `block` was in.
-    fn known(&self, block: Block) -> Option<pg_sys::Buffer> {
+    pub(super) fn known(&self, block: Block) -> Option<pg_sys::Buffer> {
         let (found, buffer) = self.place(block).get();
         let is_known = found == block && buffer != pg_sys::InvalidBuffer as pg_sys::Buffer;
         is_known.then_some(buffer)
