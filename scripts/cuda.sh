@@ -105,9 +105,12 @@ build_cuda() {
     cargo build --release "${CUDA_PACKAGES[@]}" --bin pg_sight_server
 }
 
-# The program that cargo builds with these arguments.
-program_of() {
-    cargo "$@" --message-format json | sed -nE 's/.*"executable":"([^"]*)".*/\1/p' | tail -n 1
+# pack_program FILE CARGO...: the program that cargo builds with these arguments, stripped.
+pack_program() {
+    local file=$1 program
+    shift
+    program=$(cargo "$@" --message-format json | sed -nE 's/.*"executable":"([^"]*)".*/\1/p' | tail -n 1)
+    strip -o "$file" "$program"
 }
 
 pack() {
@@ -119,12 +122,12 @@ pack() {
     mkdir -p "$folder/bin" "$folder/crates/models/tests" "$folder/tools/compare" "$folder/tools/fixtures" \
         "$folder/bench" "$folder/minilm"
     set -- --release "${CUDA_PACKAGES[@]}"
-    strip -o "$folder/bin/kernel-tests" "$(program_of test --no-run --lib "$@")"
-    strip -o "$folder/bin/device-tests" "$(program_of test --no-run --test device "$@")"
-    strip -o "$folder/bin/turns" "$(program_of build --example turns "$@")"
-    strip -o "$folder/bin/clients" "$(program_of build --example clients "$@")"
-    strip -o "$folder/bin/four_bits" "$(program_of build --example four_bits "$@")"
-    strip -o "$folder/bin/pg_sight_server" "$(program_of build --bin pg_sight_server "$@")"
+    pack_program "$folder/bin/kernel-tests" test --no-run --lib "$@"
+    pack_program "$folder/bin/device-tests" test --no-run --test device "$@"
+    pack_program "$folder/bin/turns" build --example turns "$@"
+    pack_program "$folder/bin/clients" build --example clients "$@"
+    pack_program "$folder/bin/four_bits" build --example four_bits "$@"
+    pack_program "$folder/bin/pg_sight_server" build --bin pg_sight_server "$@"
     cp -R "$models/tests/fixtures" "$folder/crates/models/tests/"
     rm -rf "$folder/crates/models/tests/fixtures/pictures"
     cp -R demo "$folder/"
