@@ -169,11 +169,15 @@ unsafe fn shared_address(buffer: pg_sys::Buffer) -> *mut PageBytes {
 
 /// Brings parts of a page, and what PostgreSQL knows of its buffer, into the processor's
 /// cache. The buffer need not be pinned, for nothing is read.
-pub(super) fn touch(buffer: pg_sys::Buffer, parts: impl IntoIterator<Item = Range<usize>>) {
+///
+/// # Safety
+/// PostgreSQL must have given the buffer out; it has as many of them until it ends.
+pub(super) unsafe fn touch(buffer: pg_sys::Buffer, parts: impl IntoIterator<Item = Range<usize>>) {
+    // Pages of temporary tables lie elsewhere.
     if buffer <= 0 {
         return;
     }
-    // SAFETY: PostgreSQL gave the buffer out, and has as many of them until it ends.
+    // SAFETY: the caller's promise.
     let (page, description) = unsafe {
         let description = pg_sys::BufferDescriptors.add(buffer as usize - 1);
         (
