@@ -156,3 +156,73 @@ fn lists_are_ranked_the_same_by_copies_of_their_centroids() {
         }
     }
 }
+
+fn ids(client: &mut Client, query: &str) -> Vec<i32> {
+    let rows = client.query(query, &[]).unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Scans of a session use the memory of earlier ones. What these had found must not show,
+/// nor what others find that run at the same time.
+#[test]
+fn scans_have_nothing_to_do_with_each_other() {
+    let cluster = Cluster::start(&[]);
+    cluster
+        .client()
+        .batch_execute(
+            "CREATE EXTENSION pg_sight CASCADE;
+            CREATE TABLE wide (id serial PRIMARY KEY, v vector(60));
+            INSERT INTO wide (v) SELECT (SELECT array_agg(sin(i * j)) FROM generate_series(1, 60) j)::vector
+            FROM generate_series(1, 3000) i;",
+        )
+        .unwrap();
+    let search = |id: i32| {
+        format!("SELECT id FROM wide ORDER BY v <-> (SELECT v FROM wide WHERE id = {id}) LIMIT 30")
+    };
+    for factory in ["IVF30,Flat", "IVF30,SQ8", "RR,IVF30,RaBitQ,Refine(SQ8)"] {
+        cluster
+            .client()
+            .batch_execute(&format!(
+                "DROP INDEX IF EXISTS wide_v;
+                CREATE INDEX wide_v ON wide USING faiss_ivf (v vector_l2_ops) WITH (factory = '{factory}')"
+            ))
+            .unwrap();
+        let session = || {
+            let mut client = cluster.client();
+            let settings =
+                "SET enable_seqscan = off; SET enable_sort = off; SET faiss_ivf.nprobe = 5";
+            client.batch_execute(settings).unwrap();
+            client
+        };
+        let alone = [7, 1500].map(|id| ids(&mut session(), &search(id)));
+        assert_ne!(alone[0], alone[1]);
+        let mut client = session();
+        // One that stops early, and one that reads all there is.
+        ids(
+            &mut client,
+            "SELECT id FROM wide ORDER BY v <-> (SELECT v FROM wide WHERE id = 9) LIMIT 1",
+        );
+        ids(
+            &mut client,
+            "SELECT id FROM wide ORDER BY v <-> (SELECT v FROM wide WHERE id = 8) LIMIT 2900",
+        );
+        for (id, alone) in [7, 1500].into_iter().zip(&alone) {
+            assert_eq!(&ids(&mut client, &search(id)), alone, "{factory}, {id}");
+        }
+        client
+            .batch_execute(&format!(
+                "BEGIN; DECLARE a CURSOR FOR {}; DECLARE b CURSOR FOR {}",
+                search(7),
+                search(1500)
+            ))
+            .unwrap();
+        let mut found = [Vec::new(), Vec::new()];
+        for _ in 0..6 {
+            for (name, found) in ["a", "b"].iter().zip(&mut found) {
+                found.extend(ids(&mut client, &format!("FETCH 5 FROM {name}")));
+            }
+        }
+        client.batch_execute("COMMIT").unwrap();
+        assert_eq!(found, alone, "{factory}");
+    }
+}

@@ -78,6 +78,22 @@ struct LazyQueue {
 }
 
 impl LazyQueue {
+    /// As it was made, but with its memory.
+    fn clear(&mut self) {
+        self.keys.clear();
+        self.near.clear();
+        *self = Self {
+            keys: std::mem::take(&mut self.keys),
+            near: std::mem::take(&mut self.near),
+            ..Self::default()
+        };
+    }
+
+    /// Bytes of its memory.
+    fn room(&self) -> usize {
+        self.keys.capacity() * size_of::<f32>() + self.near.capacity() * size_of::<(f32, u32)>()
+    }
+
     fn reserve(&mut self, count: usize) -> Result<(), TryReserveError> {
         if u32::try_from(self.keys.len() + count).is_err() {
             // More places than a number of a place can say.
@@ -194,6 +210,18 @@ struct Rows {
 }
 
 impl Rows {
+    fn clear(&mut self) {
+        self.many.clear();
+        self.tids.clear();
+        self.singles.clear();
+    }
+
+    /// Bytes of its memory.
+    fn room(&self) -> usize {
+        let tids = self.tids.capacity() * size_of::<Tid>();
+        self.many.room() + tids + self.singles.capacity() * size_of::<Keyed>()
+    }
+
     fn reserve(&mut self, count: usize) -> Result<(), TryReserveError> {
         self.many.reserve(count)?;
         self.tids.try_reserve(count)
@@ -292,6 +320,23 @@ impl Candidates {
             refined: Rows::default(),
             exact: Rows::default(),
         }
+    }
+
+    /// None, with the memory of those that there were.
+    pub fn clear(&mut self) {
+        self.coded.queue.clear();
+        self.coded.pages.clear();
+        self.coded.row_pages.clear();
+        self.refined.clear();
+        self.exact.clear();
+    }
+
+    /// Bytes of its memory.
+    pub fn room(&self) -> usize {
+        let pages = self.coded.pages.capacity() * size_of::<CodedPage>();
+        let row_pages = self.coded.row_pages.capacity() * size_of::<Block>();
+        let rows = self.refined.room() + self.exact.room();
+        self.coded.queue.room() + pages + row_pages + rows
     }
 
     /// Makes room for the entries of a list page with so many row pages.

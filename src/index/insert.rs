@@ -44,6 +44,7 @@ pub(super) unsafe extern "C-unwind" fn aminsert(
             .encode(stored, &vector, &mapped, centroid, &mut record)
             .or_raise(index);
         let writer = pg_sys::MyProcPid.unsigned_abs();
+        let store = store.with_recent(&trained.recent);
         insert(&store, &meta, list, tid_of(heap_tid), &record, writer).or_raise(index);
     }
     // Only unique indexes answer otherwise.

@@ -32,6 +32,17 @@ faiss::ScalarQuantizer scalar_quantizer(int kind, size_t dim) {
     }
 }
 
+/// What a scalar quantizer encodes and decodes one vector with: for many it opens a region
+/// for threads. Nothing for other quantizers and numbers of vectors.
+std::unique_ptr<faiss::ScalarQuantizer::SQuantizer> for_single(
+        const FaissIvfQuantizer* quantizer,
+        size_t n) {
+    auto scalar =
+            dynamic_cast<const faiss::ScalarQuantizer*>(as_faiss(quantizer));
+    return std::unique_ptr<faiss::ScalarQuantizer::SQuantizer>(
+            scalar && n == 1 ? scalar->select_quantizer() : nullptr);
+}
+
 } // namespace
 
 int faiss_ivf_scalar_train(
@@ -105,7 +116,12 @@ int faiss_ivf_quantizer_encode(
         char* message,
         size_t message_bytes) {
     return guarded(message, message_bytes, [&] {
-        as_faiss(quantizer)->compute_codes(vectors, codes, n);
+        if (auto single = for_single(quantizer, n)) {
+            std::fill_n(codes, as_faiss(quantizer)->code_size, 0);
+            single->encode_vector(vectors, codes);
+        } else {
+            as_faiss(quantizer)->compute_codes(vectors, codes, n);
+        }
     });
 }
 
@@ -117,7 +133,11 @@ int faiss_ivf_quantizer_decode(
         char* message,
         size_t message_bytes) {
     return guarded(message, message_bytes, [&] {
-        as_faiss(quantizer)->decode(codes, vectors, n);
+        if (auto single = for_single(quantizer, n)) {
+            single->decode_vector(codes, vectors);
+        } else {
+            as_faiss(quantizer)->decode(codes, vectors, n);
+        }
     });
 }
 

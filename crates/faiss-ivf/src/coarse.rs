@@ -22,6 +22,9 @@ const VECTOR_LIMIT: f32 = 2047.0;
 const MOST_DIMENSIONS: usize = 8192;
 const _: () = assert!(127 * 2047 * MOST_DIMENSIONS < 1 << 31);
 
+/// Components that are added up side by side.
+const LANES: usize = 8;
+
 /// Distances of vectors that are shorter do not overflow.
 const LONGEST: f64 = 1e18;
 
@@ -96,10 +99,9 @@ impl CoarseCentroids {
         assert!((1..=MOST_DIMENSIONS).contains(&dim) && centroids.len().is_multiple_of(dim));
         let mut codes = Vec::with_capacity(centroids.len());
         let bounds = |centroid: &[f32]| {
-            let begin = codes.len();
-            let scale = quantize(centroid, CODE_LIMIT, |number| codes.push(number as i8));
-            let numbers = codes[begin..].iter().map(|&number| f64::from(number));
-            let (error, coarse) = compare(centroid, scale, numbers);
+            let (scale, numbers) = quantize(centroid, CODE_LIMIT);
+            let (error, coarse) = compare(centroid, scale, &numbers);
+            codes.extend(numbers.iter().map(|&number| number as i8));
             let square = squared(centroid);
             Bounds {
                 scale,
@@ -202,9 +204,8 @@ impl CoarseCentroids {
         if !self.fits || length >= LONGEST || query.len() != self.dim {
             return None;
         }
-        let mut numbers = Vec::with_capacity(self.dim);
-        let scale = quantize(query, VECTOR_LIMIT, |number| numbers.push(number as i16));
-        let (error, _) = compare(query, scale, numbers.iter().map(|&number| number.into()));
+        let (scale, numbers) = quantize(query, VECTOR_LIMIT);
+        let (error, _) = compare(query, scale, &numbers);
         let products = self.products(&numbers);
         Some(CoarseQuery {
             length,
@@ -232,26 +233,38 @@ impl CoarseCentroids {
     }
 }
 
-/// Hands the components as integers between -limit and limit to `put`; returns what one is.
-fn quantize(vector: &[f32], limit: f32, mut put: impl FnMut(f32)) -> f64 {
+/// The components as integers between -limit and limit, and what one of them is.
+fn quantize(vector: &[f32], limit: f32) -> (f64, Vec<i16>) {
     let largest = vector
         .iter()
         .fold(0.0f32, |largest, x| largest.max(x.abs()));
     // Neither 0 nor so small that its reciprocal is infinite.
     let scale = (largest / limit).max(f32::MIN_POSITIVE);
-    for x in vector {
-        put((x / scale).round_ties_even().clamp(-limit, limit));
-    }
-    f64::from(scale)
+    let number = |x: &f32| (x / scale).round_ties_even().clamp(-limit, limit) as i16;
+    (f64::from(scale), vector.iter().map(number).collect())
 }
 
 /// The distance of a vector from its integers, and their length.
-fn compare(vector: &[f32], scale: f64, numbers: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (mut error, mut length) = (0.0, 0.0);
-    for (&x, number) in vector.iter().zip(numbers) {
-        let coarse = scale * number;
-        error += (f64::from(x) - coarse).powi(2);
-        length += coarse * coarse;
+fn compare(vector: &[f32], scale: f64, numbers: &[i16]) -> (f64, f64) {
+    // Side by side, so that the compiler can vectorise.
+    let (mut error, mut length) = ([0.0; LANES], [0.0; LANES]);
+    let mut add = |vector: &[f32; LANES], numbers: &[i16; LANES]| {
+        for lane in 0..LANES {
+            let coarse = scale * f64::from(numbers[lane]);
+            let missing = f64::from(vector[lane]) - coarse;
+            error[lane] += missing * missing;
+            length[lane] += coarse * coarse;
+        }
+    };
+    let (vector, vector_rest) = vector.as_chunks();
+    let (numbers, numbers_rest) = numbers.as_chunks();
+    for (vector, numbers) in vector.iter().zip(numbers) {
+        add(vector, numbers);
     }
-    (error.sqrt(), length.sqrt())
+    let (mut last_vector, mut last_numbers) = ([0.0; LANES], [0; LANES]);
+    last_vector[..vector_rest.len()].copy_from_slice(vector_rest);
+    last_numbers[..numbers_rest.len()].copy_from_slice(numbers_rest);
+    add(&last_vector, &last_numbers);
+    let root = |sums: [f64; LANES]| sums.iter().sum::<f64>().sqrt();
+    (root(error), root(length))
 }

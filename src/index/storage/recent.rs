@@ -11,7 +11,10 @@ const MOST_REMEMBERED: u32 = 1 << 18;
 
 /// One time in so many a page is looked up all the same: only then does PostgreSQL count
 /// that its buffer is used, and keep it rather than others.
-const LOOKED_UP: u32 = 8;
+const LOOKED_UP: u32 = 64;
+
+/// The same while pages are being replaced, where what is counted decides about which.
+const LOOKED_UP_IN_DOUBT: u32 = 8;
 
 /// After a page that was no longer where it was found last, so many of those to be read soon
 /// are looked up before: others have probably been replaced too.
@@ -55,8 +58,12 @@ impl RecentBuffers {
     pub(super) fn find(&self, block: Block) -> Option<pg_sys::Buffer> {
         let wanted = self.wanted.get().wrapping_add(1);
         self.wanted.set(wanted);
+        let looked_up = match self.doubts.get() {
+            0 => LOOKED_UP,
+            _ => LOOKED_UP_IN_DOUBT,
+        };
         self.known(block)
-            .filter(|_| !wanted.is_multiple_of(LOOKED_UP))
+            .filter(|_| !wanted.is_multiple_of(looked_up))
     }
 
     /// Whether `block` is in a buffer in all probability.

@@ -142,6 +142,22 @@ fn single_codes_are_scored_as_in_a_scan() {
 }
 
 #[test]
+fn a_vector_alone_has_the_same_code_as_among_others() {
+    let (dim, n) = (24, 50);
+    let vectors = Random(11).vectors(n, dim);
+    for kind in kinds(dim) {
+        let quantizer = train(kind, dim, &vectors);
+        let codes = encode(&quantizer, &vectors);
+        let decoded = decode(&quantizer, &codes);
+        let rows = vectors.chunks(dim).zip(codes.chunks(quantizer.code_size()));
+        for ((vector, code), decoded) in rows.zip(decoded.chunks(dim)) {
+            assert_eq!(encode(&quantizer, vector), code, "{kind:?}");
+            assert_eq!(decode(&quantizer, code), decoded, "{kind:?}");
+        }
+    }
+}
+
+#[test]
 fn the_error_of_packed_scores_is_small() {
     let mut random = Random(6);
     for dim in [64, 384, 2000] {
