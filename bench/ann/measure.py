@@ -231,14 +231,14 @@ class Bench:
         alone = {ALONE: writing.Writer("item_alone", self.data, self.args.inserts)}
         writers = self.writers(candidates)
         writing.prepare(self.data, self.args.inserts)
-        found = writing.inserts({**alone, **writers}, self.watch("inserts"), self.pids)
+        found = writing.inserts({**alone, **writers}, self.watch("inserts"), self.pids, self.args.rounds)
         writing.finish()
         for name, result in found.items():
             self.results.keep("inserts", name, result)
         with database.connect() as connection:
             for writer in writers.values():
                 writer.clear(connection)
-        self.ran("inserts", f"{self.args.inserts:,} rows in each of {writing.ROUNDS} rounds, in turns")
+        self.ran("inserts", f"{self.args.inserts:,} rows in each of {self.args.rounds} rounds, in turns")
 
     def vacuum(self, candidates):
         writing.without_images()

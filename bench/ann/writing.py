@@ -14,7 +14,7 @@ import pgbench
 import store
 from data import more_rows
 
-# Rounds of each form: what counts is the ratio within one.
+# Rounds of VACUUM: what counts is the ratio within one, as with inserts.
 ROUNDS = 3
 # VACUUM after the rows of so many buckets are deleted: a tenth, spread over the table.
 DELETED_BUCKETS = 10
@@ -141,7 +141,7 @@ def finish():
         full_page_writes(connection, "on")
 
 
-def inserts(writers, watch, pids, rounds=ROUNDS):
+def inserts(writers, watch, pids, rounds):
     """{name: {form: {"rates": by round, "wal": median}, "images": bytes}} of writers by name."""
     found = {name: {form.name: [] for form in FORMS} for name in writers}
     for place in range(rounds):
