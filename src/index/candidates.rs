@@ -1,6 +1,7 @@
 //! Rows that were found and not yet returned, at three stages: with a bound by their
 //! code, with a closer one by their refine code, and with their exact distance.
 
+use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, TryReserveError};
 
@@ -292,7 +293,17 @@ impl Coded {
     }
 }
 
+/// So many bytes of memory are kept for the next scan.
+const MOST_SPARE: usize = 4 << 20;
+
+thread_local! {
+    /// Memory of a scan that has ended: to let it grow again, and get its pages from the system
+    /// again, would take a good part of a search.
+    static SPARE: Cell<Option<Candidates>> = const { Cell::new(None) };
+}
+
 /// Rows by stage.
+#[derive(Default)]
 pub(super) struct Candidates {
     /// Entries of a row page.
     row_capacity: usize,
@@ -312,18 +323,26 @@ pub(super) enum Nearest {
 }
 
 impl Candidates {
-    /// None yet, of an index with so many entries in a row page.
+    /// None yet, of an index with so many entries in a row page; with the memory of an
+    /// earlier scan, if there is some.
     pub fn new(row_capacity: usize) -> Self {
+        let spare = SPARE.take().unwrap_or_default();
         Self {
             row_capacity,
-            coded: Coded::default(),
-            refined: Rows::default(),
-            exact: Rows::default(),
+            ..spare
+        }
+    }
+
+    /// Leaves the memory for the next scan.
+    pub fn give_back(mut self) {
+        if self.room() <= MOST_SPARE {
+            self.clear();
+            SPARE.set(Some(self));
         }
     }
 
     /// None, with the memory of those that there were.
-    pub fn clear(&mut self) {
+    fn clear(&mut self) {
         self.coded.queue.clear();
         self.coded.pages.clear();
         self.coded.row_pages.clear();
@@ -332,7 +351,7 @@ impl Candidates {
     }
 
     /// Bytes of its memory.
-    pub fn room(&self) -> usize {
+    fn room(&self) -> usize {
         let pages = self.coded.pages.capacity() * size_of::<CodedPage>();
         let row_pages = self.coded.row_pages.capacity() * size_of::<Block>();
         let rows = self.refined.room() + self.exact.room();

@@ -36,7 +36,7 @@ impl ScanState {
     unsafe fn finish(&mut self) {
         if let Some(progress) = self.progress.take() {
             self.work_before += progress.work;
-            progress.trained.give_back(progress.candidates);
+            progress.candidates.give_back();
             if let Some(reader) = progress.reader {
                 // SAFETY: the caller's promise.
                 unsafe { reader.close() };
@@ -204,7 +204,6 @@ unsafe fn begin(scan: pg_sys::IndexScanDesc, store: &RelationStore) -> Progress 
         Progress {
             layout: meta.layout,
             opclass,
-            candidates: trained.candidates(meta.layout.row_capacity()),
             trained,
             comparison,
             reader: None,
@@ -214,6 +213,7 @@ unsafe fn begin(scan: pg_sys::IndexScanDesc, store: &RelationStore) -> Progress 
             most_rows: options::max_scan_tuples().unwrap_or(u64::MAX),
             next_look: Probes::next_look(0),
             keeps_order: options::iterative_scan() != IterativeScan::RelaxedOrder,
+            candidates: Candidates::new(meta.layout.row_capacity()),
             last: f32::NEG_INFINITY,
             work: Work::begin(),
             scratch: Scratch::default(),

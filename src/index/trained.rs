@@ -5,7 +5,7 @@
 //! each use: what is kept under a stamp never becomes wrong, whoever changes the index,
 //! also on a standby, which sees new trainings without invalidations.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::OnceLock;
@@ -18,16 +18,12 @@ use ivf_store::{
 };
 use pgrx::pg_sys;
 
-use super::candidates::Candidates;
 use super::opclass::OpClass;
 use super::report::OrRaise;
 use super::storage::{RecentBuffers, RelationStore};
 
 /// So many bytes are kept for indexes that were used before the last one.
 const MOST_BYTES: usize = 256 << 20;
-
-/// So much memory of the candidates of a scan is kept for the next one.
-const MOST_SPARE: usize = 4 << 20;
 
 /// Centroids, and what is computed from them once.
 pub(super) struct Lists {
@@ -118,9 +114,6 @@ pub(super) struct Trained {
     pub curve: RecallCurve,
     /// Where this backend has found its pages.
     pub recent: Rc<RecentBuffers>,
-    /// Memory for the candidates of the next scan: growing it, and getting pages for it from
-    /// the system each time, would take a good part of a search.
-    spare: Cell<Option<Candidates>>,
 }
 
 thread_local! {
@@ -146,20 +139,6 @@ impl Trained {
         let loaded = Rc::new(unsafe { load(index, store, meta) });
         keep(&loaded);
         loaded
-    }
-
-    /// No candidates, with the memory of an earlier scan if there is some; of the index, whose
-    /// row pages have room for so many entries.
-    pub fn candidates(&self, row_capacity: usize) -> Candidates {
-        (self.spare.take()).unwrap_or_else(|| Candidates::new(row_capacity))
-    }
-
-    /// Takes the memory of the candidates of a scan that has ended.
-    pub fn give_back(&self, mut candidates: Candidates) {
-        if candidates.room() <= MOST_SPARE {
-            candidates.clear();
-            self.spare.set(Some(candidates));
-        }
     }
 
     fn bytes(&self) -> usize {
@@ -229,7 +208,6 @@ unsafe fn load(index: pg_sys::Relation, store: &RelationStore, meta: &Meta) -> T
             first: entries.iter().map(|entry| entry.first).collect(),
             curve: RecallCurve::read(store, meta).or_raise(index),
             recent: Rc::new(RecentBuffers::new(store.block_count())),
-            spare: Cell::new(None),
         }
     }
 }

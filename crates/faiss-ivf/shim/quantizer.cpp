@@ -32,8 +32,9 @@ faiss::ScalarQuantizer scalar_quantizer(int kind, size_t dim) {
     }
 }
 
-/// What a scalar quantizer encodes and decodes one vector with: for many it opens a region
-/// for threads. Nothing for other quantizers and numbers of vectors.
+/// What a scalar quantizer encodes and decodes one vector with: by itself it would open a
+/// region for threads, however few vectors there are. Nothing for other quantizers and
+/// numbers of vectors.
 std::unique_ptr<faiss::ScalarQuantizer::SQuantizer> for_single(
         const FaissIvfQuantizer* quantizer,
         size_t n) {

@@ -233,7 +233,7 @@ impl CoarseCentroids {
     }
 }
 
-/// The components as integers between -limit and limit, and what one of them is.
+/// What one is, and the components in it, as integers between -limit and limit.
 fn quantize(vector: &[f32], limit: f32) -> (f64, Vec<i16>) {
     let largest = vector
         .iter()

@@ -10,15 +10,19 @@ use pgrx::pg_sys;
 const MOST_REMEMBERED: u32 = 1 << 18;
 
 /// One time in so many a page is looked up all the same: only then does PostgreSQL count
-/// that its buffer is used, and keep it rather than others.
-const LOOKED_UP: u32 = 64;
+/// that a shared buffer is used, and keep it rather than others. A prime number, so that
+/// scans that read the same pages again and again come to look up each of them.
+const LOOKED_UP: u32 = 61;
 
 /// The same while pages are being replaced, where what is counted decides about which.
-const LOOKED_UP_IN_DOUBT: u32 = 8;
+const LOOKED_UP_UNDER_PRESSURE: u32 = 7;
 
 /// After a page that was no longer where it was found last, so many of those to be read soon
 /// are looked up before: others have probably been replaced too.
 const DOUBTED: u32 = 1 << 10;
+
+/// After such a page, pages are taken to be replaced while so many are wanted.
+const PRESSURE: u32 = 1 << 16;
 
 /// A block and the buffer that it was in.
 type Place = (Block, pg_sys::Buffer);
@@ -31,6 +35,8 @@ pub(in crate::index) struct RecentBuffers {
     wanted: Cell<u32>,
     /// How many times more what is known is not to be relied on.
     doubts: Cell<u32>,
+    /// How many times more pages are taken to be replaced.
+    pressure: Cell<u32>,
 }
 
 impl RecentBuffers {
@@ -42,6 +48,7 @@ impl RecentBuffers {
             places: vec![Cell::new(none); count as usize],
             wanted: Cell::new(0),
             doubts: Cell::new(0),
+            pressure: Cell::new(0),
         }
     }
 
@@ -58,9 +65,11 @@ impl RecentBuffers {
     pub(super) fn find(&self, block: Block) -> Option<pg_sys::Buffer> {
         let wanted = self.wanted.get().wrapping_add(1);
         self.wanted.set(wanted);
-        let looked_up = match self.doubts.get() {
+        let pressure = self.pressure.get();
+        self.pressure.set(pressure.saturating_sub(1));
+        let looked_up = match pressure {
             0 => LOOKED_UP,
-            _ => LOOKED_UP_IN_DOUBT,
+            _ => LOOKED_UP_UNDER_PRESSURE,
         };
         self.known(block)
             .filter(|_| !wanted.is_multiple_of(looked_up))
@@ -81,6 +90,7 @@ impl RecentBuffers {
         self.place(block)
             .set((block, pg_sys::InvalidBuffer as pg_sys::Buffer));
         self.doubts.set(DOUBTED);
+        self.pressure.set(PRESSURE);
     }
 
     /// The buffer that `block` was in.
