@@ -203,7 +203,12 @@ class CutOff(LoadTest):
             "load.py", "folder", self.folder, "--dsn", self.dsn, "--batch", self.BATCH
         )
         loader = subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # What runs in the background of a script ignores interrupts, and so would this.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 60
         while self.count() < 2 * self.BATCH:
