@@ -120,7 +120,12 @@ def arguments():
         metavar="1|2|1,2",
         help="numbers of processes that build an index (default 1,2)",
     )
-    add("--rounds", type=int, default=3, help="of all queries at each recall, and of inserts (default %(default)s)")
+    add(
+        "--rounds",
+        type=int,
+        default=3,
+        help="of all queries at each recall, and of inserts (default %(default)s)",
+    )
     add("--inserts", type=int, default=5000, help="rows (default %(default)s)")
     add(
         "--one-table",

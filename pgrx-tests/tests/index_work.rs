@@ -112,20 +112,29 @@ fn a_scan_reads_ahead_what_is_in_no_buffer() {
     assert_eq!(prefetched(&mut client), 0);
 }
 
+/// A table of 3,000 vectors without an index.
+fn create_wide(client: &mut Client, dim: usize) {
+    client
+        .batch_execute(&format!(
+            "CREATE EXTENSION pg_sight CASCADE;
+            CREATE TABLE wide (id serial PRIMARY KEY, v vector({dim}));
+            INSERT INTO wide (v) SELECT (SELECT array_agg(sin(i * j + i)) FROM generate_series(1, {dim}) j)::vector
+            FROM generate_series(1, 3000) i;"
+        ))
+        .unwrap();
+}
+
+fn ids(client: &mut Client, query: &str) -> Vec<i32> {
+    let rows = client.query(query, &[]).unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
 /// The first search of a session ranks the lists by all of their centroids, the later ones
 /// by copies of 8 bits. Both must read the same lists, and rank rows the same.
 #[test]
 fn lists_are_ranked_the_same_by_copies_of_their_centroids() {
     let cluster = Cluster::start(&[]);
-    cluster
-        .client()
-        .batch_execute(
-            "CREATE EXTENSION pg_sight CASCADE;
-            CREATE TABLE wide (id serial PRIMARY KEY, v vector(256));
-            INSERT INTO wide (v) SELECT (SELECT array_agg(sin(i * j + i)) FROM generate_series(1, 256) j)::vector
-            FROM generate_series(1, 3000) i;",
-        )
-        .unwrap();
+    create_wide(&mut cluster.client(), 256);
     for (class, operator) in [("vector_l2_ops", "<->"), ("vector_ip_ops", "<#>")] {
         cluster
             .client()
@@ -146,9 +155,8 @@ fn lists_are_ranked_the_same_by_copies_of_their_centroids() {
                 (SELECT v FROM wide WHERE id = {id}) LIMIT 30"
             );
             let mut search = || {
-                let rows = client.query(&query, &[]).unwrap();
-                let ids: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
-                (ids, last_scan(&mut client))
+                let found = ids(&mut client, &query);
+                (found, last_scan(&mut client))
             };
             let first = search();
             assert_eq!(first.0.len(), 30);
@@ -157,25 +165,12 @@ fn lists_are_ranked_the_same_by_copies_of_their_centroids() {
     }
 }
 
-fn ids(client: &mut Client, query: &str) -> Vec<i32> {
-    let rows = client.query(query, &[]).unwrap();
-    rows.iter().map(|row| row.get(0)).collect()
-}
-
 /// Scans of a session use the memory of earlier ones. What these had found must not show,
 /// nor what others find that run at the same time.
 #[test]
 fn scans_have_nothing_to_do_with_each_other() {
     let cluster = Cluster::start(&[]);
-    cluster
-        .client()
-        .batch_execute(
-            "CREATE EXTENSION pg_sight CASCADE;
-            CREATE TABLE wide (id serial PRIMARY KEY, v vector(60));
-            INSERT INTO wide (v) SELECT (SELECT array_agg(sin(i * j)) FROM generate_series(1, 60) j)::vector
-            FROM generate_series(1, 3000) i;",
-        )
-        .unwrap();
+    create_wide(&mut cluster.client(), 60);
     let search = |id: i32| {
         format!("SELECT id FROM wide ORDER BY v <-> (SELECT v FROM wide WHERE id = {id}) LIMIT 30")
     };
@@ -224,5 +219,26 @@ fn scans_have_nothing_to_do_with_each_other() {
         }
         client.batch_execute("COMMIT").unwrap();
         assert_eq!(found, alone, "{factory}");
+    }
+}
+
+/// Pages of a temporary table lie in buffers of the session's own.
+#[test]
+fn rows_of_a_temporary_table_are_found() {
+    let cluster = Cluster::start(&[]);
+    let mut client = cluster.client();
+    create_wide(&mut client, 60);
+    client
+        .batch_execute(
+            "CREATE TEMP TABLE item AS SELECT * FROM wide WHERE id <= 1000;
+            CREATE INDEX ON item USING faiss_ivf (v vector_l2_ops) WITH (lists = 20);
+            SET enable_seqscan = off; SET enable_sort = off; SET faiss_ivf.nprobe = 20",
+        )
+        .unwrap();
+    for id in 1001..1200 {
+        let insert = "INSERT INTO item SELECT * FROM wide WHERE id = $1";
+        assert_eq!(client.execute(insert, &[&id]).unwrap(), 1);
+        let search = "SELECT id FROM item ORDER BY v <-> (SELECT v FROM wide WHERE id = ";
+        assert_eq!(ids(&mut client, &format!("{search}{id}) LIMIT 1")), [id]);
     }
 }
